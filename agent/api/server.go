@@ -1,0 +1,189 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"warmd/placement"
+)
+
+// Limits of every warmd HTTP server. Go's defaults are no limits at all.
+const (
+	MaxBody        = 1 << 20 // bytes of a request body
+	MaxHeader      = 16 << 10
+	MaxDepth       = 32 // nesting of a JSON body: a bomb is refused before it is decoded
+	readHeaderTime = 5 * time.Second
+	readTime       = 10 * time.Second
+	idleTime       = 60 * time.Second
+	maxConns       = 4096
+)
+
+// NewServer makes an http.Server with warmd's limits. There is no write timeout:
+// streams live as long as a start takes; each write has its own deadline.
+func NewServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: readHeaderTime, ReadTimeout: readTime, IdleTimeout: idleTime,
+		MaxHeaderBytes: MaxHeader, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// Serve serves on every listener until ctx ends, then waits at most grace for
+// requests under way. It closes the listeners.
+func Serve(ctx context.Context, srv *http.Server, grace time.Duration, lns ...net.Listener) error {
+	srv.BaseContext = func(net.Listener) context.Context { return ctx }
+	errs := make(chan error, len(lns))
+	for _, ln := range lns {
+		go func() { errs <- srv.Serve(&limitListener{Listener: ln, slots: make(chan struct{}, maxConns)}) }()
+	}
+	var first error
+	left := len(lns)
+	select {
+	case <-ctx.Done():
+	case first = <-errs:
+		left--
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	if err := srv.Shutdown(stop); err != nil {
+		_ = srv.Close()
+	}
+	for ; left > 0; left-- {
+		<-errs
+	}
+	if errors.Is(first, http.ErrServerClosed) {
+		return nil
+	}
+	return first
+}
+
+// limitListener bounds open connections before anything is read from them.
+type limitListener struct {
+	net.Listener
+	slots chan struct{}
+}
+
+func (l *limitListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case l.slots <- struct{}{}:
+			return &limitConn{Conn: c, free: func() { <-l.slots }}, nil
+		default:
+			_ = c.Close()
+		}
+	}
+}
+
+type limitConn struct {
+	net.Conn
+	once sync.Once
+	free func()
+}
+
+// Close frees the slot once, however often it is called.
+func (c *limitConn) Close() error {
+	c.once.Do(c.free)
+	return c.Conn.Close()
+}
+
+// ReadJSON decodes a request body strictly: bounded size and depth, no unknown
+// field, nothing behind the value. The error is a *placement.Error.
+func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	if err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return placement.Errorf(placement.CodeBadRequest, "body is larger than %d bytes", MaxBody)
+		}
+		return placement.Errorf(placement.CodeBadRequest, "read body: %v", err)
+	}
+	if d := jsonDepth(body); d > MaxDepth {
+		return placement.Errorf(placement.CodeBadRequest, "body nests deeper than %d", MaxDepth)
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		e := placement.Errorf(placement.CodeBadRequest, "decode body: %v", err)
+		if t, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+			e.Field = t.Field
+		}
+		return e
+	}
+	if dec.More() {
+		return placement.Errorf(placement.CodeBadRequest, "decode body: more than one JSON value")
+	}
+	return nil
+}
+
+// jsonDepth is the deepest nesting of a body, strings skipped.
+func jsonDepth(b []byte) (deepest int) {
+	depth, inString := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			depth++
+			deepest = max(deepest, depth)
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return deepest
+}
+
+// WriteJSON answers with v.
+func WriteJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// WriteError answers with a refusal and the status of its code.
+func WriteError(w http.ResponseWriter, err error) {
+	e := placement.AsError(err)
+	WriteJSON(w, e.Code.Status(), e)
+}
+
+// Lines writes an NDJSON answer. A client that does not read for writeTime
+// seconds is dropped: it must not hold a placement's goroutine for ever.
+type Lines struct {
+	w   http.ResponseWriter
+	rc  *http.ResponseController
+	enc *json.Encoder
+}
+
+const writeTime = 10 * time.Second
+
+// NewLines starts an NDJSON answer.
+func NewLines(w http.ResponseWriter, status int) *Lines {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("X-Accel-Buffering", "no")
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Time{}) // the read timeout is for the request, not for the stream
+	w.WriteHeader(status)
+	return &Lines{w: w, rc: rc, enc: json.NewEncoder(w)}
+}
+
+// Write sends one line and flushes it.
+func (l *Lines) Write(v any) error {
+	_ = l.rc.SetWriteDeadline(time.Now().Add(writeTime))
+	if err := l.enc.Encode(v); err != nil {
+		return fmt.Errorf("write line: %w", err)
+	}
+	return l.rc.Flush()
+}

@@ -1,0 +1,158 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"warmd/placement"
+)
+
+// Conn speaks JSON over HTTP to one server, by Unix socket or TCP. The agent's
+// Client and the coordinator's are both made of it.
+type Conn struct {
+	base string
+	http *http.Client
+}
+
+// MaxAnswer bounds an answer that is read whole.
+const MaxAnswer = 64 << 20
+
+// NewConn makes a Conn for an address: "unix:///run/warmd/agent.sock" or a path,
+// "http://host:port", "host:port". rt overrides the transport (mTLS, tests); nil
+// takes the default.
+func NewConn(addr string, rt http.RoundTripper) (*Conn, error) {
+	path, isUnix := strings.CutPrefix(addr, "unix://")
+	if isUnix || strings.HasPrefix(addr, "/") || strings.HasPrefix(addr, "./") {
+		d := net.Dialer{Timeout: 5 * time.Second}
+		t := &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return d.DialContext(ctx, "unix", path)
+			},
+			MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second,
+		}
+		return &Conn{base: "http://warmd", http: &http.Client{Transport: t}}, nil
+	}
+	if !strings.Contains(addr, "://") {
+		addr = "http://" + addr
+	}
+	u, err := url.Parse(addr)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, &placement.FieldError{Field: "server", Problem: fmt.Sprintf("%q must be unix:///path, http://host:port or https://host:port", addr)}
+	}
+	if rt == nil {
+		rt = &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
+		}
+	}
+	return &Conn{base: strings.TrimRight(u.String(), "/"), http: &http.Client{Transport: rt}}, nil
+}
+
+// Close drops idle connections.
+func (c *Conn) Close() { c.http.CloseIdleConnections() }
+
+// Do sends in (nil: no body) and decodes the answer into out (nil: thrown away).
+// A refusal comes back as *placement.Error; a server that cannot be reached as
+// one with code unavailable that wraps nothing but says what to check.
+func (c *Conn) Do(ctx context.Context, method, path string, in, out any) error {
+	resp, err := c.Open(ctx, method, path, in, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, MaxAnswer))
+		return err
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, MaxAnswer)).Decode(out); err != nil {
+		return fmt.Errorf("decode %s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// Open sends the request and returns the answer with its body still open, or the
+// refusal as *placement.Error.
+func (c *Conn) Open(ctx context.Context, method, path string, in any, header http.Header) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s %s: %w", method, path, err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("make %s %s: %w", method, path, err)
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, unreachable(err)
+	}
+	if resp.StatusCode < 300 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	e := new(placement.Error)
+	if json.Unmarshal(raw, e) != nil || e.Code == "" {
+		e = placement.Errorf(placement.CodeInternal, "%s %s: %s: %.200s", method, path, resp.Status, bytes.TrimSpace(raw))
+	}
+	return nil, e
+}
+
+// Stream reads an NDJSON answer line by line until each returns false, the
+// stream ends, or ctx is over.
+func Stream[T any](ctx context.Context, c *Conn, method, path string, in any, each func(T) bool) error {
+	resp, err := c.Open(ctx, method, path, in, http.Header{"Accept": {"application/x-ndjson"}})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(resp.Body)
+	for {
+		var v T
+		if err := dec.Decode(&v); errors.Is(err, io.EOF) {
+			return io.ErrUnexpectedEOF
+		} else if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return unreachable(err)
+		}
+		if !each(v) {
+			return nil
+		}
+	}
+}
+
+func unreachable(err error) *placement.Error {
+	e := placement.Errorf(placement.CodeUnavailable, "reach server: %v", trimURL(err))
+	return e.WithHint("is it running? systemctl status warmd-agent warmd-coordinator, or start `warmd dev`")
+}
+
+// trimURL drops the method and made-up URL that net/http puts before the cause.
+func trimURL(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err
+	}
+	return err
+}
