@@ -1,0 +1,117 @@
+"""The parked API half: vLLM's OpenAI server on a listening socket that the agent opened long before.
+
+Clients queue in the socket's backlog from the moment of the request, so nobody polls and nobody is refused.
+"""
+
+import asyncio
+import socket
+import threading
+
+import half as halves
+from half import now
+
+
+class Door:
+    """ASGI middleware (vLLM's --middleware flag) whose only job is to get hold of the uvicorn server, for drain.
+
+    vLLM's own SIGTERM handling stops the engine client first and so cuts running requests short; uvicorn's
+    `should_exit` closes the listener, lets running requests finish and then returns.
+    """
+
+    server = None
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if Door.server is None and "app" in scope:
+            Door.server = getattr(scope["app"].state, "server", None)
+        await self.app(scope, receive, send)
+
+
+def prepare(half):
+    """Nothing to do before a model is known: this half needs no device."""
+
+
+def main(half, load):
+    """Serves the model on the agent's socket until drained."""
+    import uvloop
+
+    v = half.adapter
+    halves.apply_env(load)
+    sock = socket.socket(fileno=load["listen_fd"])
+
+    began = now()
+    args = v.parse(load["argv"])
+    v.prepare_server(args)
+    args.middleware = [*(args.middleware or []), f"{__name__}.Door"]
+    half.phase("parse", began)
+    v.start_tracing("api_server", "APIServer", args)
+
+    threading.Thread(target=_announce, args=(half, _dial(sock), now()), name="warmd-announce", daemon=True).start()
+    half.drain = lambda grace_ms: _drain(half, loop_box, grace_ms)
+    loop_box = []
+
+    async def serve():
+        loop_box.append(asyncio.get_running_loop())
+        await v.run_server_worker(
+            f"warmd socket {sock.getsockname()}",
+            sock,
+            args,
+            client_config={
+                "input_address": f"ipc://{load['dir']}/in",
+                "output_address": f"ipc://{load['dir']}/out",
+                "client_count": 1,
+                "client_index": 0,
+            },
+        )
+
+    uvloop.run(serve())
+    if half.state != "draining":
+        raise RuntimeError("vLLM's API server ended by itself: see its log")
+
+
+def _dial(sock):
+    """A client connection to our own listening socket, made before anybody serves it."""
+    address = sock.getsockname()
+    c = socket.socket(sock.family, socket.SOCK_STREAM)
+    if sock.family == socket.AF_INET and address[0] == "0.0.0.0":
+        address = ("127.0.0.1", address[1])
+    elif sock.family == socket.AF_INET6 and address[0] == "::":
+        address = ("::1", address[1])
+    c.connect(address)
+    return c
+
+
+def _announce(half, conn, began):
+    """Waits, in the backlog like any client, for the first answer of the server: then it serves.
+
+    Anything counts as an answer, so that TLS (which answers our plain HTTP with an alert) needs no case of its own.
+    """
+    with conn:
+        try:
+            conn.sendall(b"GET /health HTTP/1.1\r\nHost: warmd\r\nConnection: close\r\n\r\n")
+            conn.recv(1)
+        except OSError:
+            pass
+    if half.state == "loading":
+        half.phase("app_build", began)
+        half.set_state("serving")
+
+
+def _drain(half, loop_box, grace_ms):
+    """Stops accepting and lets running requests finish, for at most grace_ms. False when nothing serves yet."""
+    server = Door.server
+    if server is None or not loop_box:
+        return False
+
+    def cut():
+        half._exit_code = 0  # the control thread ends the process
+        half.server.emit({"ev": "state", "state": "draining", "t_ns": now()})
+
+    loop_box[0].call_soon_threadsafe(lambda: setattr(server, "should_exit", True))
+    if grace_ms and grace_ms > 0:
+        timer = threading.Timer(grace_ms / 1000, cut)
+        timer.daemon = True
+        timer.start()
+    return True

@@ -1,0 +1,324 @@
+#!/usr/bin/env python3
+"""The zygote: imports a whole vLLM once, then forks parked workers in milliseconds. One per runtime on a node.
+
+    PY zygote.py --socket S --runtime NAME --generation N --kind vllm|exec [--profile profile.json] [--manifest runtime.json]
+
+It has one thread, always: a fork copies only the calling thread, and a lock that another thread held stays locked in
+the child for ever. It never touches CUDA: a context does not survive a fork. Both are checked before every fork, and a
+failed check is fatal, because a worker that hangs one time in a thousand is worse than no zygote.
+
+With `--kind exec` no vLLM is imported and nothing is forked: it only starts and supervises command lines.
+"""
+
+import argparse
+import atexit
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import control
+import process
+from children import Children
+from control import Refused
+
+FATAL = 71
+MODULES_OF_PAIR = {"engine": "engine", "api": "api"}
+
+
+class Zygote:
+    def __init__(self, options):
+        self.options = options
+        self.manifest = _read_json(options.manifest)
+        self.profile = _read_json(options.profile)
+        self.adapter, self.import_s, self.profile_modules = None, 0.0, 0
+        self.began_ns = time.monotonic_ns()
+        self.me = process.stat(os.getpid())
+        self.running, self.child_main = True, None
+        self.server = control.Server(options.socket, self._handle)  # before the imports: a connect then simply waits
+        self.children = Children(self.server.emit)
+        self._catch_sigchld()
+
+    # -- start
+
+    def warm(self):
+        """All imports; a connect meanwhile waits for its hello."""
+        began = time.monotonic()
+        if self.options.kind == "vllm":
+            import adapter
+
+            self.adapter = adapter.Adapter()
+            count, failed, seconds = adapter.import_profile(self.profile.get("modules", []))
+            self.profile_modules = count
+            for name, why in failed.items():
+                print(f"warmd: profile: {name}: {why}", file=sys.stderr)
+            print(f"warmd: profile: {count} modules in {seconds:.2f} s, {len(failed)} failed", file=sys.stderr)
+        self.import_s = round(time.monotonic() - began, 3)
+        self.check_clean()
+        gc.collect()
+        gc.freeze()  # the collector of a child never touches, and so never copies, what the zygote made
+        print(f"warmd: zygote ready in {self.import_s} s, {len(sys.modules)} modules", file=sys.stderr, flush=True)
+
+    def check_clean(self):
+        """Dies, with names, when a fork would not be safe."""
+        names = process.thread_names()
+        if len(names) != 1:
+            _die(f"the zygote has {len(names)} threads, a fork needs exactly one: {', '.join(names)}")
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            _die("CUDA is initialised in the zygote: a forked worker could not use it")
+
+    def _catch_sigchld(self):
+        self._child_r, self._child_w = process.wake_pair()
+        signal.set_wakeup_fd(self._child_w.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler must exist for the wake-up fd to be written
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        self.server.watch(self._child_r.fileno(), self._reap)
+
+    def _reap(self):
+        control._empty(self._child_r)
+        self.children.reap()
+
+    # -- loop
+
+    def run(self):
+        """Serves until `stop`; in a forked child it ends with _Forked."""
+        self.children.reap()
+        while self.running:
+            self.server.step()
+        self.server.flush(1)
+        self.server.close()
+
+    def _handle(self, client, msg):
+        op = getattr(self, "_op_" + msg["op"], None)
+        if op is None:
+            raise Refused("bad_request", f"unknown op {msg['op']!r}")
+        return op(msg)
+
+    def _op_hello(self, msg):
+        if msg.get("proto") != control.PROTO:
+            raise Refused("unsupported", f"this zygote speaks protocol {control.PROTO}, not {msg.get('proto')}")
+        return {
+            "proto": control.PROTO,
+            "kind": self.options.kind,
+            "engine": "vllm" if self.adapter else self.manifest.get("engine", ""),
+            "version": self.adapter.version if self.adapter else self.manifest.get("version", ""),
+            "pid": self.me.pid,
+            "start": self.me.start,
+            "runtime": self.options.runtime,
+            "generation": self.options.generation,
+            "python": sys.executable,
+            "caps": ["fork", "spawn", "kill"] if self.adapter else ["spawn", "kill"],
+            "import_s": self.import_s,
+            "profile_modules": self.profile_modules,
+            "children": self.children.listing(),
+            "exits": list(self.children.exits),
+        }
+
+    def _op_children(self, msg):
+        return {"children": self.children.listing()}
+
+    def _op_ping(self, msg):
+        return {}
+
+    def _op_stop(self, msg):
+        self.running = False
+        return {}
+
+    def _op_kill(self, msg):
+        pid, start = _ints(msg, "pid", "start")
+        sig = msg.get("signal", 9)
+        if not isinstance(sig, int) or not 0 <= sig <= 64:
+            raise Refused("bad_request", f"no such signal: {sig!r}")
+        try:
+            self.children.signal(pid, start, sig)
+        except ProcessLookupError:
+            raise Refused("gone", f"process {pid} started at {start} is not there any more") from None
+        except PermissionError as e:
+            raise Refused("bad_request", str(e)) from None
+        return {}
+
+    def _op_spawn(self, msg):
+        worker, role = _strings(msg, "worker", "role")
+        argv, env, cwd = msg.get("argv"), msg.get("env"), msg.get("cwd")
+        if not (isinstance(argv, list) and argv and all(isinstance(a, str) for a in argv)):
+            raise Refused("bad_request", "spawn needs argv, a list of strings")
+        if not isinstance(env, dict):
+            raise Refused("bad_request", "spawn needs env, the whole environment")
+        self._refuse_twice(worker, role)
+        with _open_log(msg) as log:
+            try:
+                p = subprocess.Popen(
+                    argv, env={k: str(v) for k, v in env.items()}, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            except (OSError, ValueError) as e:
+                raise Refused("bad_request", f"cannot start {argv[0]}: {e}") from None
+        return self.children.add(p.pid, worker, role, popen=p)
+
+    def _op_fork(self, msg):
+        if self.adapter is None:
+            raise Refused("unsupported", "a zygote of kind exec does not fork: use spawn")
+        worker, role, path = _strings(msg, "worker", "role", "socket")
+        if role not in MODULES_OF_PAIR:
+            raise Refused("bad_request", f"fork makes an engine or an api, not {role!r}")
+        self._refuse_twice(worker, role)
+        self.check_clean()
+        asked = time.monotonic_ns()
+        with _open_log(msg) as log:
+            try:
+                server = control.Server(path)  # made here, so that a connect right after our reply finds it
+            except OSError as e:
+                raise Refused("bad_request", str(e)) from None
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if pid == 0:
+                self._become_child(log.fileno())
+                self.child_main = lambda: self._half_main(server, worker, role, msg, asked)
+                raise _Forked
+        server.close(unlink=False)
+        return self.children.add(pid, worker, role, socket=path)
+
+    def _refuse_twice(self, worker, role):
+        if self.children.find(worker, role):
+            raise Refused("bad_state", f"worker {worker} already has a {role}")
+
+    # -- in the child
+
+    def _become_child(self, log_fd):
+        """A new session, our own log, nothing of the zygote's left open."""
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(log_fd, 1)
+        os.dup2(log_fd, 2)
+        self._child_r.close()
+        self._child_w.close()
+        self.server.close(unlink=False)
+
+    def _half_main(self, server, worker, role, msg, asked):
+        import half as halves
+
+        os.environ.update({k: str(v) for k, v in (msg.get("env") or {}).items()})
+        spec = msg.get("spec") or {}
+        if spec.get("cuda_visible_devices") is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(spec["cuda_visible_devices"])
+        half = halves.Half(server, self.adapter, worker, role, self.options.runtime, self.options.generation, spec)
+        half.phase("import", self.began_ns, self.began_ns + int(self.import_s * 1e9), warm=True)
+        half.phase("fork", asked, warm=True)
+        module = sys.modules[MODULES_OF_PAIR[role]]
+        after = self.profile.get("after_fork", [])
+        if after and spec.get("device") == "cuda":  # on the CPU platform the engine forks again: it stays clean
+            import adapter
+
+            began = halves.now()
+            adapter.import_profile(after)
+            half.phase("import", began, warm=True)
+        module.prepare(half)
+        try:
+            return half.run(module.main)
+        finally:
+            server.close()
+
+
+class _Forked(BaseException):
+    """Carries the forked child out of the zygote's request handling, past everything that catches Exception."""
+
+
+def _ints(msg, *names):
+    values = [msg.get(n) for n in names]
+    if not all(isinstance(v, int) and v > 0 for v in values):
+        raise Refused("bad_request", f"{msg['op']} needs {', '.join(names)}")
+    return values
+
+
+def _strings(msg, *names):
+    values = [msg.get(n) for n in names]
+    if not all(isinstance(v, str) and v for v in values):
+        raise Refused("bad_request", f"{msg['op']} needs {', '.join(names)}")
+    return values
+
+
+def _open_log(msg):
+    path = msg.get("log") or os.devnull
+    try:
+        return open(path, "ab", buffering=0)
+    except (OSError, TypeError) as e:
+        raise Refused("bad_request", f"cannot open the log: {e}") from None
+
+
+def _read_json(path):
+    if not path:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except (OSError, ValueError) as e:
+        _die(f"cannot read {path}: {e}")
+
+
+def _die(message):
+    print(f"warmd: zygote: {message}", file=sys.stderr, flush=True)
+    os._exit(FATAL)
+
+
+def _finish(code):
+    """Ends a forked child as a Python process ends, without tearing the interpreter down (that takes a second)."""
+    signal.alarm(15)  # an exit hook that hangs must not keep a device
+    try:
+        atexit._run_exitfuncs()  # flushes OpenTelemetry's last spans, among others
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--socket", required=True)
+    p.add_argument("--runtime", required=True)
+    p.add_argument("--generation", type=int, required=True)
+    p.add_argument("--kind", choices=("vllm", "exec"), required=True)
+    p.add_argument("--profile")
+    p.add_argument("--manifest")
+    options = p.parse_args()
+    # Before numpy: OpenBLAS starts its threads at import. Our folder leaves sys.path so that `api` or `engine` of some
+    # other package are never shadowed; our own modules are imported by then, or are found in sys.modules.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if options.kind == "vllm":
+        import explain, half, api, engine, adapter  # noqa: E401,F401
+    sys.path[:] = [x for x in sys.path if os.path.abspath(x or ".") != os.path.dirname(os.path.abspath(__file__))]
+    process.become_subreaper()
+    z = Zygote(options)
+    try:
+        z.warm()
+    except Exception as e:
+        import traceback
+
+        traceback.print_exc()
+        _die(f"{type(e).__name__}: {e}")
+    child_main = None
+    try:
+        z.run()
+    except _Forked:
+        child_main = z.child_main
+    if child_main:
+        code = 1
+        try:
+            code = child_main()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            _finish(code)
+
+
+if __name__ == "__main__":
+    main()
