@@ -1,8 +1,8 @@
 package placement
 
 import (
-	"fmt"
-	"sort"
+	"cmp"
+	"slices"
 )
 
 // Decision is the answer of [Choose]: candidates best first, and for every node
@@ -16,13 +16,11 @@ type Decision struct {
 type Candidate struct {
 	Node    string `json:"node"`
 	Addr    string `json:"addr,omitempty"`
-	Device  string `json:"device"`
+	Device  string `json:"device"` // empty when only a summary is known: the agent chooses
 	Runtime string `json:"runtime"`
 	Tier    Tier   `json:"tier"`
-	// Why says in words what put it at its place.
-	Why string `json:"why"`
-	// Score orders candidates of one tier, higher first.
-	Score int64 `json:"score"`
+	Why     string `json:"why"`   // in words, what put it at its place
+	Score   int64  `json:"score"` // orders candidates of one tier, higher first
 }
 
 // Passed is a node that was passed over.
@@ -32,155 +30,115 @@ type Passed struct {
 	Reason string `json:"reason"`
 }
 
-// Choose orders the devices of a snapshot for a request. It is pure: the same
-// snapshot and request give the same decision. The rule:
+// Choose orders the nodes of a snapshot, each with its best device, for a request.
+// It is pure: the same snapshot and request give the same decision. The rule:
 //
 //  1. a node is passed over, with a reason, when it is not alive, drains, is not
 //     the node asked for, lacks the runtime, or has no free slot;
 //  2. a warmer tier wins (warm before cold); start=warm admits warm only,
 //     start=cold is cold anywhere;
 //  3. within a tier: a parked idle worker before a fork, then the busier device
-//     of a node (pack, so that whole GPUs stay free), then more free memory;
-//  4. ties fall to the node name, so that nothing depends on map order.
+//     (pack, so that whole GPUs stay free), then more free memory;
+//  4. ties fall to the node name, then to the order of its devices.
+//
+// It looks at every device: a sample would miss the one parked worker of a busy
+// fleet, and a scan of 10,000 nodes costs milliseconds.
 func Choose(s Snapshot, r Request) Decision {
 	r = r.Normalize()
+	claims := s.claimsByNode()
 	var d Decision
+	picks := make([]pick, 0, len(s.Nodes))
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		rt, passed := admit(n, r)
-		if passed != nil {
-			d.Passed = append(d.Passed, *passed)
-			continue
+		if passed.Code == "" {
+			var p pick
+			if p, passed = bestDevice(n, rt, r, claims[n.Node]); passed.Code == "" {
+				p.node = i
+				picks = append(picks, p)
+				continue
+			}
 		}
-		best, reason := bestDevice(s, n, rt, r)
-		if best == nil {
-			d.Passed = append(d.Passed, *reason)
-			continue
-		}
-		d.Candidates = append(d.Candidates, *best)
+		d.Passed = append(d.Passed, passed)
 	}
-	sort.SliceStable(d.Candidates, func(i, j int) bool { return before(d.Candidates[i], d.Candidates[j]) })
+	slices.SortFunc(picks, before)
+	// Words are made last and once a node: they cost more than the choice.
+	d.Candidates = make([]Candidate, len(picks))
+	for i, p := range picks {
+		d.Candidates[i] = p.candidate(&s.Nodes[p.node], r)
+	}
 	return d
 }
 
-// admit checks what holds for a node as a whole and finds its runtime.
-func admit(n *NodeView, r Request) (Runtime, *Passed) {
-	pass := func(c Code, format string, args ...any) (Runtime, *Passed) {
-		return Runtime{}, &Passed{Node: n.Node, Code: c, Reason: fmt.Sprintf(format, args...)}
-	}
-	switch {
-	case r.Node != "" && n.Node != r.Node:
-		return pass(CodeNotFound, "the request names node %s", r.Node)
-	case !n.Alive:
-		return pass(CodeUnavailable, "not alive (%s, last heard %.0f s ago)", n.Status, n.AgeSeconds)
-	case n.Draining:
-		return pass(CodeDraining, "draining")
-	case len(n.Devices) == 0:
-		return pass(CodeNoCapacity, "has no device")
-	}
-	return FindRuntime(n.Runtimes, r, n.Node)
+// pick is a candidate before it is put into words. It holds no pointer, so that
+// sorting ten thousand of them is cheap.
+type pick struct {
+	node, device, runtime int // indices; Snapshot.Nodes is sorted by name
+	score                 int64
+	idle                  int
+	cold                  bool
 }
 
-// FindRuntime resolves the runtime of a request on a node: by name, or the only
-// one there is. The agent uses the same rule, so both name the same runtime.
-func FindRuntime(have []Runtime, r Request, node string) (Runtime, *Passed) {
-	names := make([]string, 0, len(have))
-	for _, rt := range have {
-		if rt.Name == r.Runtime {
-			return rt, nil
+// bestDevice picks the device of one node, or says why none will do: the reason
+// of the last device that was free but would not do, else that all are taken.
+func bestDevice(n *NodeView, rt int, r Request, claims map[string]int) (pick, Passed) {
+	best := pick{device: -1}
+	var passed Passed
+	unplaced := claims[anyDevice]
+	for i := range n.Devices {
+		dev := &n.Devices[i]
+		claimed := claims[dev.ID]
+		if n.Summary { // its devices have no id: the first free ones take the claims
+			claimed = min(unplaced, dev.Free)
 		}
-		names = append(names, rt.Name)
-	}
-	sort.Strings(names)
-	switch {
-	case len(have) == 0:
-		return Runtime{}, &Passed{node, CodeUnknownRuntime, "has no runtime installed"}
-	case r.Runtime != "":
-		return Runtime{}, &Passed{node, CodeUnknownRuntime, fmt.Sprintf("has no runtime %q (has %v)", r.Runtime, names)}
-	case len(have) > 1:
-		return Runtime{}, &Passed{node, CodeUnknownRuntime, fmt.Sprintf("has %d runtimes %v and the request names none", len(have), names)}
-	}
-	return have[0], nil
-}
-
-// bestDevice picks the device of one node, or says why none will do.
-func bestDevice(s Snapshot, n *NodeView, rt Runtime, r Request) (*Candidate, *Passed) {
-	var best *Candidate
-	reason := &Passed{n.Node, CodeNoCapacity, "every slot is taken"}
-	for _, dev := range n.Devices {
-		claimed := s.Claims[SlotKey{n.Node, dev.ID}]
-		free := dev.Free - claimed
+		why := unfit(n, dev, &n.Runtimes[rt], r, claimed)
+		if why.Code == "" || why.Code == codeTaken {
+			unplaced -= claimed
+		}
+		p := pick{device: i, runtime: rt}
+		if why.Code == "" {
+			if p.grade(dev, &n.Runtimes[rt], r, claimed); p.cold && r.Start == StartWarm {
+				why = passOver(n, CodeNoWarm, "start=warm, but runtime %s has %s", n.Runtimes[rt].Name, noWarm(&n.Runtimes[rt]))
+			}
+		}
 		switch {
-		case dev.Problem != "":
-			reason = &Passed{n.Node, CodeNoCapacity, dev.ID + ": " + dev.Problem}
-			continue
-		case rt.Device != "" && dev.Kind != "" && rt.Device != dev.Kind:
-			reason = &Passed{n.Node, CodeUnknownRuntime, fmt.Sprintf("runtime %s is for %s, %s is %s", rt.Name, rt.Device, dev.ID, dev.Kind)}
-			continue
-		case free <= 0:
-			continue
-		case r.MemoryBytes > 0 && !n.Summary && dev.FreeBytes < r.MemoryBytes:
-			reason = &Passed{n.Node, CodeNoCapacity, fmt.Sprintf("%s has %d MiB free, %d MiB wanted", dev.ID, dev.FreeBytes>>20, r.MemoryBytes>>20)}
-			continue
-		}
-		c := grade(n, rt, r, dev, claimed)
-		if c == nil {
-			reason = &Passed{n.Node, CodeNoWarm, "start=warm, but runtime " + rt.Name + " has no zygote (" + zygoteWord(rt) + ")"}
-			continue
-		}
-		if best == nil || before(*c, *best) {
-			best = c
+		case why.Code == "" && (best.device < 0 || before(p, best) < 0):
+			best = p
+		case why.Code != "" && (why.Code != codeTaken || passed.Code == ""):
+			passed = why
 		}
 	}
-	if best == nil {
-		return nil, reason
+	if best.device >= 0 {
+		return best, Passed{}
 	}
-	return best, nil
+	if passed.Code == codeTaken {
+		passed = taken(n, claims[anyDevice])
+	}
+	return best, passed
 }
 
-// grade says how warm the request would start on a device, nil when start=warm
-// cannot be had there.
-func grade(n *NodeView, rt Runtime, r Request, dev Device, claimed int) *Candidate {
-	c := &Candidate{Node: n.Node, Addr: n.Addr, Device: dev.ID, Runtime: rt.Name, Tier: TierCold}
-	idle := dev.Warm[rt.Name] - claimed
-	// Pack first (32 slots of headroom in the low bits), then the larger free memory in GiB.
-	c.Score = int64(dev.Busy)<<20 + min(dev.FreeBytes>>30, 1<<19)
-	switch {
-	case r.Start == StartCold:
-		c.Why = "cold start asked for"
+// grade says how warm the request would start on a device. Busy slots weigh more
+// than any memory in GiB, a parked worker more than any number of busy slots.
+func (p *pick) grade(dev *Device, rt *Runtime, r Request, claimed int) {
+	p.score = int64(dev.Busy)<<20 + min(dev.FreeBytes>>30, 1<<20-1)
+	switch idle := dev.Warm[rt.Name] - claimed; { // a claim takes a parked worker first
+	case r.Start == StartCold || rt.Kind == KindExec: // exec has no warm stage, whatever its helper is called
+		p.cold = true
 	case idle > 0:
-		c.Tier, c.Why = TierWarm, fmt.Sprintf("%d idle warm worker(s)", idle)
-		c.Score += 1 << 40
-	case rt.Zygote == "up":
-		c.Tier, c.Why = TierWarm, "free slot, zygote up: a worker is forked on demand"
-	case r.Start == StartWarm:
-		return nil
+		p.idle = idle
+		p.score += 1 << 40
 	default:
-		c.Why = "free slot, no zygote (" + zygoteWord(rt) + ")"
+		p.cold = rt.Zygote != "up"
 	}
-	return c
 }
 
-func zygoteWord(rt Runtime) string {
+// before is the order of picks: negative when a is the better one.
+func before(a, b pick) int {
 	switch {
-	case rt.Problem != "":
-		return rt.Problem
-	case rt.Zygote == "":
-		return "kind " + rt.Kind
+	case a.cold != b.cold && a.cold:
+		return 1
+	case a.cold != b.cold:
+		return -1
 	}
-	return rt.Zygote
-}
-
-// before is the order of candidates.
-func before(a, b Candidate) bool {
-	if a.Tier != b.Tier {
-		return a.Tier == TierWarm
-	}
-	if a.Score != b.Score {
-		return a.Score > b.Score
-	}
-	if a.Node != b.Node {
-		return a.Node < b.Node
-	}
-	return a.Device < b.Device
+	return cmp.Or(cmp.Compare(b.score, a.score), a.node-b.node, a.device-b.device)
 }
