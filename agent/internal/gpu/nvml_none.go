@@ -1,0 +1,5 @@
+//go:build !cgo || !linux
+
+package gpu
+
+func openNVML(Options) (Inventory, error) { return nil, errNoCgo }
