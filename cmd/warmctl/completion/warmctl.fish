@@ -1,0 +1,15 @@
+# fish completion for warmctl: install it as
+# /usr/share/fish/vendor_completions.d/warmctl.fish
+
+function __warmctl_complete
+    set -l words (commandline -opc)
+    set -l cur (commandline -ct)
+    set -l reply ($words[1] __complete $words[2..-1] "$cur" 2>/dev/null)
+    if test "$reply[1]" = ":dirs"
+        __fish_complete_directories "$cur"
+        return
+    end
+    printf '%s\n' $reply
+end
+
+complete -c warmctl -f -a '(__warmctl_complete)'

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"warmd/placement"
+)
+
+// doctorTime bounds one question to one server.
+const doctorTime = 3 * time.Second
+
+// skewLimit is how far two clocks may differ before traces and ages mislead.
+const skewLimit = 2 * time.Second
+
+// checkServers asks the coordinator and the agent about themselves. A server that
+// was never started is no fault of the host; one that was named, or whose socket
+// is there, has to answer.
+func checkServers(c *call) []finding {
+	ctx, cancel := context.WithTimeout(c.ctx, doctorTime)
+	defer cancel()
+	out := checkCoordinator(ctx, c)
+	ctx, cancel = context.WithTimeout(c.ctx, doctorTime)
+	defer cancel()
+	return append(out, checkAgent(ctx, c)...)
+}
+
+func checkCoordinator(ctx context.Context, c *call) []finding {
+	k, at, err := c.coordinator()
+	if err != nil {
+		return []finding{serverDown("coordinator", at, err)}
+	}
+	s, err := k.Status(ctx)
+	if err != nil {
+		return []finding{serverDown("coordinator", at, err)}
+	}
+	out := []finding{{"coordinator", fine, fmt.Sprintf("%s (%s) answers at %s", s.Name, s.Version, at.addr), ""}}
+	if s.Etcd != "" && s.Etcd != "ok" {
+		out = append(out, finding{"etcd", broken, s.Etcd, "start etcd, or check the endpoints in the coordinator's configuration"})
+	}
+	asked := c.Now()
+	fleet, err := k.Fleet(ctx)
+	if err != nil {
+		return append(out, serverDown("coordinator", at, err))
+	}
+	answered := c.Now()
+	alive := 0
+	for _, n := range fleet.Nodes {
+		if n.Alive {
+			alive++
+			continue
+		}
+		out = append(out, finding{"fleet", warn, fmt.Sprintf("node %s is %s, last heard %s ago", n.Node, nodeStatus(n), seenAge(n)), "systemctl status warmd-agent on " + n.Node})
+	}
+	if alive == 0 {
+		out = append(out, finding{"fleet", broken, "the coordinator sees no node that is alive", "start an agent, and check that both use the same join addresses and gossip key"})
+	} else {
+		out = append(out, finding{"fleet", fine, plural(alive, "node") + " alive", ""})
+	}
+	return append(out, checkSkew(fleet.At, asked, answered)...)
+}
+
+// checkSkew compares the server's clock with ours. It stood between the moments
+// of the question and the answer; only what lies outside of them is skew.
+func checkSkew(at, asked, answered time.Time) []finding {
+	skew := time.Duration(0)
+	switch {
+	case at.IsZero():
+		return nil
+	case at.Before(asked):
+		skew = asked.Sub(at)
+	case at.After(answered):
+		skew = at.Sub(answered)
+	}
+	if skew <= skewLimit {
+		return nil
+	}
+	return []finding{{"clock", warn, fmt.Sprintf("this host and the coordinator differ by %s: ages and traces mislead", skew.Round(time.Millisecond)), "synchronise both: timedatectl set-ntp true"}}
+}
+
+func checkAgent(ctx context.Context, c *call) []finding {
+	k, at, err := c.agent()
+	if err != nil {
+		return []finding{serverDown("agent", at, err)}
+	}
+	s, err := k.Node(ctx)
+	if err != nil {
+		return []finding{serverDown("agent", at, err)}
+	}
+	n := s.Capacity
+	slots, free, busy, quarantined, warm := n.Totals()
+	out := []finding{{"agent", fine, fmt.Sprintf("%s (%s) answers at %s: %s, %d free, %d busy, %d warm", n.Node, n.Version, at.addr, plural(slots, "slot"), free, busy, warm), ""}}
+	if !s.Ready {
+		out = append(out, finding{"agent", warn, "it is still starting", "ask again in a moment"})
+	}
+	if n.Draining {
+		out = append(out, finding{"agent", warn, "it drains: no new placements", "warmctl undrain " + n.Node})
+	}
+	if quarantined > 0 {
+		out = append(out, finding{"agent", warn, plural(quarantined, "slot") + " in quarantine", "warmctl workers says why; end what still holds the memory"})
+	}
+	for _, d := range n.Devices {
+		if d.Problem != "" {
+			out = append(out, finding{"device", broken, d.ID + ": " + d.Problem, "warmctl events, and the agent's log"})
+		}
+	}
+	for _, r := range n.Runtimes {
+		switch {
+		case r.Problem != "":
+			out = append(out, finding{"runtime", broken, r.Name + ": " + r.Problem, "warmd runtime check " + r.Name})
+		case r.Zygote == "down":
+			out = append(out, finding{"runtime", broken, r.Name + ": its zygote is down, starts are cold", "warmctl events, warmd runtime check " + r.Name})
+		}
+	}
+	if len(n.Runtimes) == 0 {
+		out = append(out, finding{"runtime", broken, "the agent has no runtime", "warmd runtime add NAME --vllm 0.32.0 --device cpu|cuda"})
+	}
+	return out
+}
+
+func serverDown(role string, at address, err error) finding {
+	if notReached(err) == "" {
+		return finding{role, broken, placement.AsError(err).Message, placement.AsError(err).Hint}
+	}
+	e := placement.AsError(explainUnreached(err, at))
+	path, isSocket := strings.CutPrefix(at.addr, "unix://")
+	if _, statErr := os.Stat(path); at.given == "" && isSocket && os.IsNotExist(statErr) {
+		return finding{role, warn, "not started (no socket " + path + ")", e.Hint}
+	} else if isSocket && statErr != nil && !os.IsNotExist(statErr) {
+		e.Hint = socketHint(statErr, e.Hint)
+	}
+	return finding{role, broken, e.Message, e.Hint}
+}
+
+func socketHint(err error, hint string) string {
+	if os.IsPermission(err) {
+		return "the folder of the socket may not be entered: sudo usermod -aG warmd $USER, then log in again"
+	}
+	if p, ok := err.(*fs.PathError); ok {
+		return hint + " (" + p.Err.Error() + ")"
+	}
+	return hint
+}
