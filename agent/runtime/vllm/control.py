@@ -163,8 +163,8 @@ class Server:
             del c.inbuf[: cut + 1]
             self._handle(c, line)
         if len(c.inbuf) > MAX_LINE:
-            self._send(c, {"id": None, **_error("bad_request", f"a line is longer than {MAX_LINE} bytes")})
             c.closing = True
+            self._send(c, {"id": None, **_error("bad_request", f"a line is longer than {MAX_LINE} bytes")})
 
     def _handle(self, c, line):
         ident = None
