@@ -57,8 +57,10 @@ type Manifest struct {
 	// Adopted says that the venv was there before and is not ours to change.
 	Adopted bool      `json:"adopted,omitempty"`
 	Created time.Time `json:"created"`
-	// Dir is the runtime's folder.
+	// Dir is the runtime's folder, links followed: Env names it the same way.
 	Dir string `json:"-"`
+	// Root is the folder of runtimes that it was found in.
+	Root string `json:"-"`
 }
 
 // Problem is something in the runtimes' folder that is not a usable runtime.
@@ -125,7 +127,10 @@ func Load(dir string) (Manifest, error) {
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return problem(again, "%s is damaged: %v", manifestFile, err)
 	}
-	m.Dir = dir
+	m.Root = filepath.Dir(dir)
+	if m.Dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return problem("make the folder readable for this user", "follow links: %v", err)
+	}
 	if err := m.validate(name); err != nil {
 		return problem(again, "%s is damaged: %v", manifestFile, err)
 	}

@@ -87,14 +87,15 @@ func (s *Start) vllm(p Policy, m runtime.Manifest, r placement.Request, modelDir
 		s.ColdReason = args.cold
 	}
 	// Served names are the one list among the options: it ends at the next option.
-	flags := slices.Concat([]string{servedName, r.Name}, dropName(args.aliases, r.Name), args.argv)
-	s.Argv = slices.Concat([]string{"--model", modelDir}, flags)
 	host := p.Host
 	if host == "" {
 		host = "127.0.0.1"
 	}
+	flags := slices.Concat([]string{servedName, r.Name}, dropName(args.aliases, r.Name), args.argv,
+		[]string{"--host=" + host, "--port=" + strconv.Itoa(port)})
+	s.Argv = slices.Concat([]string{"--model", modelDir}, flags)
 	vllm := filepath.Join(filepath.Dir(m.Python), "vllm")
-	s.ServeArgv = slices.Concat([]string{m.Python, vllm, "serve", modelDir}, flags, []string{"--host=" + host, "--port=" + strconv.Itoa(port)})
+	s.ServeArgv = slices.Concat([]string{m.Python, vllm, "serve", modelDir}, flags)
 	return nil
 }
 
