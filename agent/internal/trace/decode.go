@@ -1,0 +1,243 @@
+package trace
+
+import (
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// span is what we want of an OTLP span.
+type span struct {
+	trace      traceID
+	id, parent spanID
+	name, proc string
+	start, end uint64 // Unix nanoseconds
+}
+
+// maxSpans bounds one batch.
+const maxSpans = 8192
+
+// decode reads the spans of an ExportTraceServiceRequest.
+//
+// It walks the wire format itself, because the generated types would make a body
+// of two million empty spans, 4 MB, into half a gigabyte of structs. Here memory is
+// bounded by maxSpans and unread fields cost nothing. A test compares the result
+// with the generated types'.
+func decode(body []byte) ([]span, error) {
+	var out []span
+	err := fields(body, func(num protowire.Number, v value) error {
+		if num != 1 { // resource_spans
+			return nil
+		}
+		b, err := v.message()
+		if err != nil {
+			return err
+		}
+		return resourceSpans(b, &out)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errBody, err)
+	}
+	return out, nil
+}
+
+func resourceSpans(b []byte, out *[]span) error {
+	var kind, module string
+	// The resource may stand after its spans: look for it first.
+	err := fields(b, func(num protowire.Number, v value) error {
+		if num != 1 { // resource
+			return nil
+		}
+		return v.fields(func(num protowire.Number, v value) error {
+			if num != 1 { // attributes
+				return nil
+			}
+			key, val, err := keyValue(v)
+			switch key {
+			case "vllm.process_kind":
+				kind = val
+			case "vllm.instrumenting_module_name":
+				module = val
+			}
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return fields(b, func(num protowire.Number, v value) error {
+		if num != 2 { // scope_spans
+			return nil
+		}
+		b, err := v.message()
+		if err != nil {
+			return err
+		}
+		scope := ""
+		err = fields(b, func(num protowire.Number, v value) error {
+			if num != 1 { // scope
+				return nil
+			}
+			return v.fields(func(num protowire.Number, v value) (err error) {
+				if num == 1 { // name
+					scope, err = v.text()
+				}
+				return err
+			})
+		})
+		if err != nil {
+			return err
+		}
+		proc := procOf(kind, module, scope)
+		return fields(b, func(num protowire.Number, v value) error {
+			if num != 2 { // spans
+				return nil
+			}
+			s, ok, err := oneSpan(v)
+			if err != nil || !ok {
+				return err
+			}
+			if len(*out) >= maxSpans {
+				return fmt.Errorf("more than %d spans in one batch", maxSpans)
+			}
+			s.proc = proc
+			*out = append(*out, s)
+			return nil
+		})
+	})
+}
+
+// oneSpan is not ok for a span without proper ids: the specification says to
+// ignore it.
+func oneSpan(v value) (s span, ok bool, err error) {
+	var trace, id, parent []byte
+	err = v.fields(func(num protowire.Number, v value) (err error) {
+		switch num {
+		case 1:
+			trace, err = v.message()
+		case 2:
+			id, err = v.message()
+		case 4:
+			parent, err = v.message()
+		case 5:
+			s.name, err = v.text()
+		case 7:
+			s.start, err = v.fixed64()
+		case 8:
+			s.end, err = v.fixed64()
+		}
+		return err
+	})
+	ok = len(trace) == len(s.trace) && len(id) == len(s.id) && (len(parent) == 0 || len(parent) == len(s.parent))
+	copy(s.trace[:], trace)
+	copy(s.id[:], id)
+	copy(s.parent[:], parent)
+	return s, ok && s.trace != traceID{} && s.id != spanID{}, err
+}
+
+// keyValue reads an attribute with a string value; any other value reads empty.
+func keyValue(v value) (key, val string, err error) {
+	err = v.fields(func(num protowire.Number, v value) (err error) {
+		switch num {
+		case 1: // key
+			key, err = v.text()
+		case 2: // value
+			err = v.fields(func(num protowire.Number, v value) (err error) {
+				if num == 1 { // string_value
+					val, err = v.text()
+				} else if num <= 8 { // another member of the oneof
+					val = ""
+				}
+				return err
+			})
+		}
+		return err
+	})
+	return key, val, err
+}
+
+// procOf says which process a span is of. vLLM names the kind of its engine and
+// worker processes; its API server only says which module set the tracer up.
+func procOf(kind, module, scope string) string {
+	switch {
+	case strings.HasPrefix(kind, "engine"):
+		return "engine"
+	case strings.HasPrefix(kind, "api"):
+		return "api"
+	case kind != "":
+		return strings.ToLower(text(kind)) // "worker"
+	case module == "vllm.engine_core":
+		return "engine"
+	case module == "vllm.worker":
+		return "worker"
+	case module == "vllm.llm_engine", strings.HasPrefix(module, "vllm.api"), strings.HasPrefix(scope, "vllm.entrypoints"):
+		return "api"
+	}
+	return "engine"
+}
+
+// value is one field on the wire.
+type value struct {
+	typ   protowire.Type
+	bytes []byte // length-delimited content
+	bits  uint64 // fixed64
+}
+
+func (v value) message() ([]byte, error) {
+	if v.typ != protowire.BytesType {
+		return nil, fmt.Errorf("wire type %d where bytes belong", v.typ)
+	}
+	return v.bytes, nil
+}
+
+func (v value) text() (string, error) {
+	b, err := v.message()
+	if len(b) > 4096 { // no name of ours; do not copy it
+		b = b[:4096]
+	}
+	return string(b), err
+}
+
+func (v value) fixed64() (uint64, error) {
+	if v.typ != protowire.Fixed64Type {
+		return 0, fmt.Errorf("wire type %d where fixed64 belongs", v.typ)
+	}
+	return v.bits, nil
+}
+
+func (v value) fields(f func(protowire.Number, value) error) error {
+	b, err := v.message()
+	if err != nil {
+		return err
+	}
+	return fields(b, f)
+}
+
+// fields calls f for each field of a message.
+func fields(b []byte, f func(protowire.Number, value) error) error {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		b = b[n:]
+		v := value{typ: typ}
+		switch typ {
+		case protowire.BytesType:
+			v.bytes, n = protowire.ConsumeBytes(b)
+		case protowire.Fixed64Type:
+			v.bits, n = protowire.ConsumeFixed64(b)
+		default:
+			n = protowire.ConsumeFieldValue(num, typ, b)
+		}
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		if err := f(num, v); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
