@@ -1,0 +1,208 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// discoverTime bounds how long a new agent waits for zygotes that live but do not
+// answer: one that imports, or hangs. Its workers are found by their own files.
+const discoverTime = time.Second
+
+// discover connects to every generation that lives and clears away the rest.
+func (r *Runtime) discover(ctx context.Context) {
+	var living []*generation
+	for _, n := range r.generations() {
+		z := loadUnit(r.genDir(n))
+		g := r.newGeneration(n, z.Kind)
+		g.print = z.Fingerprint
+		c, err := dial(ctx, g.unit.Socket)
+		if err != nil {
+			r.clear(ctx, n)
+			continue
+		}
+		c.close()
+		living = append(living, g)
+		r.add(g)
+	}
+	t := time.NewTimer(discoverTime)
+	defer t.Stop()
+	for _, g := range living {
+		select {
+		case <-g.first:
+		case <-t.C:
+			r.log.Warn("zygote does not answer yet", "generation", g.n)
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// clear removes what a dead generation left behind, once no worker of it lives.
+func (r *Runtime) clear(ctx context.Context, n int) {
+	for _, rec := range r.onDisk(ctx, n) {
+		if len(rec.living()) > 0 {
+			return
+		}
+	}
+	if err := os.RemoveAll(r.genDir(n)); err != nil {
+		r.log.Warn("old generation not removed", "generation", n, "err", err)
+	}
+}
+
+// Found lists every worker of every generation of which a process still lives,
+// ours or not: what the zygotes say, what lies beside the sockets, and what the
+// sockets answer. Adopt takes any of them. It waits until Run has looked around.
+func (r *Runtime) Found(ctx context.Context) ([]Record, error) {
+	select {
+	case <-r.found:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return r.find(ctx), nil
+}
+
+func (r *Runtime) find(ctx context.Context) []Record {
+	var all []Record
+	for _, n := range r.generations() {
+		recs := map[string]Record{}
+		for _, rec := range r.onDisk(ctx, n) {
+			recs[rec.ID] = rec
+		}
+		for _, kid := range r.ask(ctx, n) {
+			recs[kid.Worker] = r.merge(recs[kid.Worker], n, kid)
+		}
+		for _, rec := range recs {
+			if len(rec.living()) > 0 {
+				all = append(all, rec)
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b Record) int {
+		return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.ID, b.ID))
+	})
+	return all
+}
+
+// ask lists the children of a generation's zygote, none when it is not up.
+func (r *Runtime) ask(ctx context.Context, n int) []child {
+	r.mu.Lock()
+	g := r.gens[n]
+	var c *conn
+	if g != nil {
+		c = g.conn
+	}
+	r.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, discoverTime/2)
+	defer cancel()
+	kids, err := c.children(ctx)
+	if err != nil {
+		r.log.Warn("zygote does not list its children", "generation", n, "err", err)
+	}
+	return kids
+}
+
+// merge adds what a zygote says of one child to what is known of its worker.
+func (r *Runtime) merge(rec Record, n int, kid child) Record {
+	if rec.ID == "" {
+		rec = Record{
+			ID: kid.Worker, Runtime: r.name, Generation: n, Boot: bootID(), State: Spawning,
+			Log: r.logPath(kid.Worker), Since: time.Now(),
+		}
+	}
+	switch kid.Role {
+	case roleAPI:
+		rec.API = kid.Proc
+	case roleServe:
+		rec.Engine, rec.Cold = kid.Proc, true
+	default:
+		rec.Engine = kid.Proc
+	}
+	return rec
+}
+
+// onDisk lists the workers of a generation that left a record, or whose sockets
+// answer: an agent may have been killed between a fork and the record of it.
+func (r *Runtime) onDisk(ctx context.Context, n int) (recs []Record) {
+	entries, _ := os.ReadDir(r.genDir(n))
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		dir := filepath.Join(r.genDir(n), e.Name())
+		rec, ok := loadRecord(dir)
+		whole := ok && rec.Engine.PID > 0 && (rec.Cold || rec.API.PID > 0)
+		if !whole {
+			rec = r.probe(ctx, rec, n, e.Name())
+		}
+		if rec.Engine.PID > 0 || rec.API.PID > 0 {
+			recs = append(recs, rec)
+		}
+	}
+	return recs
+}
+
+func (r *Runtime) probe(ctx context.Context, rec Record, n int, id string) Record {
+	ctx, cancel := context.WithTimeout(ctx, discoverTime/2)
+	defer cancel()
+	for _, role := range []string{roleEngine, roleAPI} {
+		h, err := askHalf(ctx, r.halfSocket(n, id, role))
+		if err == nil && h.Worker == id {
+			rec = r.merge(rec, n, child{Proc{h.PID, h.Start}, id, role})
+		}
+	}
+	return rec
+}
+
+// askHalf says hello to a half and hangs up.
+func askHalf(ctx context.Context, socket string) (h halfHello, err error) {
+	c, err := dial(ctx, socket)
+	if err != nil {
+		return h, err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = c.read(func(string, []byte) {})
+	}()
+	err = c.call(ctx, "hello", map[string]int{"proto": Proto}, &h)
+	c.close()
+	<-ended
+	return h, err
+}
+
+// halfHello is what a half says of itself.
+type halfHello struct {
+	Proc
+	Proto     int               `json:"proto"`
+	Worker    string            `json:"worker"`
+	Role      string            `json:"role"`
+	State     State             `json:"state"`
+	Placement string            `json:"placement"`
+	Attempt   int               `json:"attempt"`
+	Phases    []json.RawMessage `json:"phases"`
+	Error     *halfError        `json:"error"`
+}
+
+type halfError struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Detail  string `json:"detail"`
+}
+
+func (r *Runtime) workerDir(n int, id string) string { return filepath.Join(r.genDir(n), id) }
+
+func (r *Runtime) halfSocket(n int, id, role string) string {
+	return filepath.Join(r.workerDir(n, id), role+".sock")
+}
+
+func (r *Runtime) logPath(id string) string { return filepath.Join(r.cfg.LogDir, id+".log") }

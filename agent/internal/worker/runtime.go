@@ -1,0 +1,352 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"warmd/agent/runtime"
+)
+
+// RuntimeConfig is what a Runtime needs. All fields but OnChange are required.
+type RuntimeConfig struct {
+	Manifest  runtime.Manifest
+	ScriptDir string // the unpacked Python side
+	RunDir    string // sockets; short, and gone after a reboot at best
+	LogDir    string
+	Launcher  Launcher
+	Log       *slog.Logger
+	// OnChange is called after Status may have changed, from any goroutine. It must
+	// not block and must not call Run or Shutdown.
+	OnChange func()
+}
+
+// The words of RuntimeStatus.Zygote.
+const (
+	ZygoteUp       = "up"
+	ZygoteStarting = "starting"
+	ZygoteDown     = "down"
+)
+
+// RuntimeStatus says whether warm starts can be had.
+type RuntimeStatus struct {
+	Zygote     string `json:"zygote"` // up, starting, down
+	Problem    string `json:"problem,omitempty"`
+	Generation int    `json:"generation,omitempty"`
+	PID        int    `json:"pid,omitempty"`
+}
+
+// Errors that callers branch on.
+var (
+	ErrNotRunning  = errors.New("runtime is not running")
+	ErrNoZygote    = errors.New("no zygote is up")
+	ErrUnsupported = errors.New("runtime has no warm workers")
+)
+
+// Runtime keeps one zygote of a runtime up, the newest generation, and knows
+// every worker of all generations.
+type Runtime struct {
+	cfg  RuntimeConfig
+	name string
+	log  *slog.Logger
+
+	vllmPrint, execPrint func() string // fingerprints of today's zygotes
+
+	found chan struct{} // closed when living generations have been looked for
+
+	spawner sync.Mutex // held while a spawning zygote is looked for: one is enough
+
+	mu      sync.Mutex // guards what follows, and the generations' fields
+	ctx     context.Context
+	tasks   sync.WaitGroup // goroutines of Run; Add only while ctx is set and not over
+	over    bool           // Run is ending: nothing new starts
+	closing bool           // Shutdown was called: no zygote starts
+	changed chan struct{}  // closed and replaced at every change
+	gens    map[int]*generation
+	workers map[string]*Worker
+	down    bool   // between two starts of a zygote that fails
+	problem string // why the last zygote is gone; "" once one is up
+}
+
+// NewRuntime starts nothing.
+func NewRuntime(cfg RuntimeConfig) *Runtime {
+	if cfg.OnChange == nil {
+		cfg.OnChange = func() {}
+	}
+	r := &Runtime{
+		cfg: cfg, name: cfg.Manifest.Name, log: cfg.Log.With("runtime", cfg.Manifest.Name),
+		found: make(chan struct{}), changed: make(chan struct{}),
+		gens: map[int]*generation{}, workers: map[string]*Worker{},
+	}
+	r.vllmPrint = sync.OnceValue(func() string { return r.print(runtime.KindVLLM) })
+	r.execPrint = sync.OnceValue(func() string { return r.print(runtime.KindExec) })
+	return r
+}
+
+// Run finds living generations, keeps the newest up and follows every worker,
+// until ctx ends. It then leaves every process alone and returns nil. It runs
+// once.
+func (r *Runtime) Run(ctx context.Context) error {
+	if err := r.prepare(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	r.mu.Lock()
+	if r.ctx != nil {
+		r.mu.Unlock()
+		cancel()
+		return fmt.Errorf("run runtime %s: it has run before", r.name)
+	}
+	r.ctx = ctx
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		r.over = true
+		r.mu.Unlock()
+		cancel()
+		r.tasks.Wait()
+		r.notify()
+	}()
+	r.discover(ctx)
+	close(r.found)
+	r.keep(ctx)
+	return nil
+}
+
+// prepare refuses what can never work, with the name of what to change.
+func (r *Runtime) prepare() error {
+	for _, dir := range []string{r.cfg.RunDir, r.cfg.LogDir} {
+		if err := os.MkdirAll(dir, 0o770); err != nil {
+			return fmt.Errorf("prepare runtime %s: %w", r.name, err)
+		}
+	}
+	if err := checkSocketPath(r.unit(1, "").Socket); err != nil {
+		return fmt.Errorf("prepare runtime %s: %w", r.name, err)
+	}
+	return nil
+}
+
+// keep starts a zygote whenever there is none that is current. One that was up
+// for a while is replaced at once; one that keeps failing, ever more slowly.
+func (r *Runtime) keep(ctx context.Context) {
+	failures := 0
+	for ctx.Err() == nil {
+		changed := r.waiter()
+		r.retire()
+		g, closing := r.current(r.cfg.Manifest.Kind)
+		if g == nil && !closing {
+			var wasUp bool
+			failures, wasUp = r.countFailures(failures)
+			if !r.backOff(ctx, failures, wasUp) {
+				continue // Shutdown was called, or ctx ended
+			}
+			if _, err := r.launch(ctx, r.cfg.Manifest.Kind); err != nil {
+				failures++
+				r.fail(err)
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// Lives shorter than this count as failures in a row.
+const goodLife = 10 * time.Second
+
+// countFailures takes dead generations of our kind out of the list and judges
+// their lives.
+func (r *Runtime) countFailures(failures int) (int, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wasUp := false
+	for n, g := range r.gens {
+		if g.state != genGone {
+			continue
+		}
+		delete(r.gens, n)
+		if g.kind != r.cfg.Manifest.Kind || !g.launched {
+			continue
+		}
+		r.problem = g.problem
+		wasUp = wasUp || !g.upSince.IsZero()
+		if !g.upSince.IsZero() && time.Since(g.upSince) > goodLife {
+			failures = 0
+		} else {
+			failures++
+		}
+	}
+	return failures, wasUp
+}
+
+// backOff waits as long as failures in a row demand: nothing for the first one of
+// a zygote that was up, then 0.5 s doubling to 30 s, give or take a fifth. It
+// reports whether to go on.
+func (r *Runtime) backOff(ctx context.Context, failures int, wasUp bool) bool {
+	if failures == 0 || (failures == 1 && wasUp) {
+		return ctx.Err() == nil
+	}
+	delay := min(30*time.Second, 500*time.Millisecond<<min(failures-1, 10))
+	delay += time.Duration((rand.Float64() - 0.5) * 0.4 * float64(delay))
+	r.setDown(true)
+	defer r.setDown(false)
+	t := time.NewTimer(delay)
+	defer t.Stop()
+	for {
+		changed := r.waiter()
+		r.mu.Lock()
+		closing := r.closing
+		r.mu.Unlock()
+		if closing {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-t.C:
+			return true
+		case <-changed:
+		}
+	}
+}
+
+func (r *Runtime) setDown(down bool) {
+	r.mu.Lock()
+	r.down = down
+	r.mu.Unlock()
+	r.notify()
+}
+
+func (r *Runtime) fail(err error) {
+	r.log.Error("zygote does not start", "err", err)
+	r.mu.Lock()
+	r.problem = err.Error()
+	r.mu.Unlock()
+	r.notify()
+}
+
+// Status says whether warm starts can be had, and why not.
+func (r *Runtime) Status() RuntimeStatus {
+	g, closing := r.current(r.cfg.Manifest.Kind)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := RuntimeStatus{Zygote: ZygoteStarting, Problem: r.problem}
+	switch {
+	case closing || r.over:
+		s.Zygote, s.Problem = ZygoteDown, "it is shutting down"
+	case g != nil:
+		s.Generation, s.PID = g.n, g.proc.PID
+		if g.state == genUp {
+			s.Zygote, s.Problem = ZygoteUp, ""
+		}
+	case r.down:
+		s.Zygote = ZygoteDown
+	}
+	return s
+}
+
+// current is the newest generation that new workers come from: of that kind, and
+// started from what the manifest says today.
+func (r *Runtime) current(kind string) (best *generation, closing bool) {
+	print := r.fingerprint(kind)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, g := range r.gens {
+		usable := g.state == genUp || g.state == genStarting
+		if usable && g.kind == kind && g.print == print && (best == nil || g.n > best.n) {
+			best = g
+		}
+	}
+	if best != nil && best.state == genUp && kind == r.cfg.Manifest.Kind {
+		r.problem = ""
+	}
+	return best, r.closing
+}
+
+// signal reaches a process of any generation: through the zygote that started it,
+// through any other (an agent may not signal another user's processes), or by
+// ourselves when no zygote is up.
+func (r *Runtime) signal(ctx context.Context, gen int, p Proc, sig syscall.Signal) error {
+	var refused error
+	for _, c := range r.conns(gen) {
+		ask, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		err := c.kill(ask, p, sig)
+		cancel()
+		if err == nil || errors.Is(err, ErrGone) {
+			return err
+		}
+		refused = errors.Join(refused, err)
+	}
+	if err := p.Signal(sig); err == nil || errors.Is(err, ErrGone) {
+		return err
+	} else {
+		return fmt.Errorf("no zygote could do it: %w", errors.Join(err, refused))
+	}
+}
+
+// conns lists the connections of zygotes that are up: gen's first, then from new
+// to old.
+func (r *Runtime) conns(gen int) (out []*conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range sortedDesc(r.gens) {
+		g := r.gens[n]
+		switch {
+		case g.conn == nil:
+		case n == gen:
+			out = append([]*conn{g.conn}, out...)
+		default:
+			out = append(out, g.conn)
+		}
+	}
+	return out
+}
+
+// route brings the end of a process to its worker.
+func (r *Runtime) route(x exit) {
+	r.mu.Lock()
+	w := r.workers[x.Worker]
+	r.mu.Unlock()
+	if w != nil {
+		w.post(func() { w.exited(x) })
+	}
+}
+
+// task runs f as a goroutine of Run; false when Run is not running.
+func (r *Runtime) task(f func(context.Context)) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ctx == nil || r.over || r.ctx.Err() != nil {
+		return false
+	}
+	r.tasks.Add(1)
+	go func() {
+		defer r.tasks.Done()
+		f(r.ctx)
+	}()
+	return true
+}
+
+// waiter returns a channel that closes at the next change: take it, look, wait.
+func (r *Runtime) waiter() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+func (r *Runtime) notify() {
+	r.mu.Lock()
+	close(r.changed)
+	r.changed = make(chan struct{})
+	r.mu.Unlock()
+	r.cfg.OnChange()
+}

@@ -1,0 +1,120 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// Shutdown ends every zygote of this runtime and everything they started, of all
+// generations, and returns nil when each process is proven gone. It works while
+// Run runs (workers then report their death), and after it.
+func (r *Runtime) Shutdown(ctx context.Context) error {
+	r.mu.Lock()
+	r.closing = true
+	r.mu.Unlock()
+	r.notify()
+	// Twice: a fork that was under way may still have made a child after the first
+	// look. After the zygotes are gone nothing makes another one.
+	err := r.endWorkers(ctx)
+	if err == nil {
+		err = r.endZygotes(ctx)
+	}
+	if err == nil {
+		err = r.endWorkers(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("shut down runtime %s: %w", r.name, err)
+	}
+	for _, n := range r.generations() {
+		if err := os.RemoveAll(r.genDir(n)); err != nil {
+			return fmt.Errorf("shut down runtime %s: %w", r.name, err)
+		}
+	}
+	return nil
+}
+
+func (r *Runtime) endWorkers(ctx context.Context) error {
+	var roots []Proc
+	for _, rec := range r.everything(ctx) {
+		roots = append(roots, rec.living()...)
+	}
+	if !r.extinguish(ctx, 0, roots) {
+		return fmt.Errorf("end workers: %w; still running: %v", ctx.Err(), remaining(roots, map[Proc]bool{}))
+	}
+	return nil
+}
+
+// everything lists living workers, also when Run does not follow the zygotes.
+func (r *Runtime) everything(ctx context.Context) []Record {
+	recs := r.find(ctx)
+	for _, n := range r.generations() {
+		for _, kid := range r.askAfresh(ctx, n) {
+			recs = append(recs, r.merge(Record{}, n, kid))
+		}
+	}
+	return recs
+}
+
+func (r *Runtime) askAfresh(ctx context.Context, n int) (kids []child) {
+	ctx, cancel := context.WithTimeout(ctx, discoverTime)
+	defer cancel()
+	_ = withZygote(ctx, r.unit(n, "").Socket, func(c *conn) (err error) {
+		kids, err = c.children(ctx)
+		return err
+	})
+	return kids
+}
+
+// endZygotes stops each by its socket, and by force when that does not help.
+func (r *Runtime) endZygotes(ctx context.Context) error {
+	for _, n := range r.generations() {
+		u, dir := r.unit(n, ""), r.genDir(n)
+		proc := loadUnit(dir).Proc
+		ask, cancel := context.WithTimeout(ctx, discoverTime)
+		err := withZygote(ask, u.Socket, func(c *conn) error {
+			if p, ok := c.peer(); ok {
+				proc = p
+			}
+			return c.stopZygote(ask)
+		})
+		if err == nil && proc.PID > 0 {
+			awaitAll(ask, []Proc{proc}, discoverTime)
+		}
+		cancel()
+		if err := r.cfg.Launcher.Stop(ctx, u); err != nil {
+			return err
+		}
+		if proc.PID > 0 && proc.Alive() {
+			if err := proc.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrGone) {
+				return fmt.Errorf("end zygote %s: %w", filepath.Base(dir), err)
+			}
+		}
+		for proc.PID > 0 && proc.Alive() {
+			if !awaitAll(ctx, []Proc{proc}, discoverTime) {
+				return fmt.Errorf("end zygote %s: process %v still runs: %w", filepath.Base(dir), proc, ctx.Err())
+			}
+		}
+	}
+	return nil
+}
+
+// withZygote opens a connection for one use.
+func withZygote(ctx context.Context, socket string, use func(*conn) error) error {
+	c, err := dial(ctx, socket)
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = c.read(func(string, []byte) {})
+	}()
+	err = use(c)
+	c.close()
+	<-ended
+	return err
+}

@@ -1,0 +1,248 @@
+package worker
+
+import (
+	"context"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestAgentThatGoesAwayChangesNothingAndTheNextAdoptsInTime(t *testing.T) {
+	h := fakeHost(t)
+	first, stop := h.agent()
+	parked, serving := h.fork(first, "parked"), h.fork(first, "serving")
+	addr := serve(t, serving, "p1")
+	before := append(procsOf(parked), procsOf(serving)...)
+	zygote := first.Status()
+	records := []Record{parked.Record(), serving.Record()}
+	stop()
+	requireAlive(t, before...)
+	require.Equal(t, "hello from p1 [--model=m]\n", get(t, addr), "it serves with no agent")
+	for e := range serving.Events() {
+		require.NotEqual(t, EventDead, e.Kind, "an agent that goes away is no death")
+	}
+	require.ErrorIs(t, serving.Stop(context.Background(), 0), ErrNotRunning)
+
+	began := time.Now()
+	second, _ := h.agent()
+	found, err := second.Found(within(t, 2*time.Second))
+	require.NoError(t, err)
+	require.Len(t, found, 2)
+	for i, rec := range records {
+		require.Equal(t, rec.procs(), found[i].procs())
+		w, err := second.Adopt(within(t, 2*time.Second), rec)
+		require.NoError(t, err)
+		require.Equal(t, rec.State, w.Info().State)
+		require.Equal(t, rec.Placement, w.Info().Placement)
+		require.ElementsMatch(t, procsOf(w), before[2*i:2*i+2])
+		if i == 0 {
+			parked = w
+		} else {
+			serving = w
+		}
+	}
+	require.Less(t, time.Since(began), 2*time.Second)
+	requireAlive(t, before...)
+	s := waitZygote(t, second, isUp)
+	require.Equal(t, zygote.PID, s.PID, "the living zygote is used, none is started")
+
+	serve(t, parked, "p2")
+	require.NoError(t, before[2].Signal(syscall.SIGKILL))
+	require.Contains(t, waitDead(t, serving, time.Second).Message, "killed by signal 9", "an adopted worker's death is explained, too")
+}
+
+func TestWorkersOfAKilledAgentAreFoundWithoutAnyRecord(t *testing.T) {
+	h := fakeHost(t)
+	first, stop := h.agent()
+	w := h.fork(first, "w1")
+	want := w.Record()
+	stop()
+	require.NoError(t, os.Remove(w.dir()+"/"+workerFile))
+	zygote := Proc{}
+	t.Run("the zygote lists them", func(t *testing.T) {
+		second, stop := h.agent()
+		defer stop()
+		found, err := second.Found(within(t, 2*time.Second))
+		require.NoError(t, err)
+		require.Len(t, found, 1)
+		require.Equal(t, want.procs(), found[0].procs())
+		zygote, _ = FindProc(waitZygote(t, second, isUp).PID)
+	})
+	t.Run("their own sockets answer when the zygote is dead", func(t *testing.T) {
+		require.NoError(t, zygote.Signal(syscall.SIGKILL))
+		require.True(t, awaitAll(context.Background(), []Proc{zygote}, 5*time.Second))
+		_ = os.Remove(w.dir() + "/" + workerFile)
+		third, _ := h.agent()
+		found, err := third.Found(within(t, 2*time.Second))
+		require.NoError(t, err)
+		require.Len(t, found, 1)
+		require.Equal(t, want.procs(), found[0].procs())
+		a, err := third.Adopt(within(t, 2*time.Second), found[0])
+		require.NoError(t, err)
+		require.Equal(t, Warm, a.Info().State)
+	})
+}
+
+func TestPidOfAnotherProcessIsNeverAdoptedOrKilled(t *testing.T) {
+	h := fakeHost(t)
+	r, _ := h.agent()
+	w := h.fork(r, "victim")
+	rec := w.Record()
+	rec.ID = "imposter"
+	rec.Engine.Start-- // the same pid in an earlier life
+	rec.API.Start--
+	_, err := r.Adopt(within(t, 5*time.Second), rec)
+	require.ErrorIs(t, err, ErrLost)
+	require.ErrorIs(t, rec.Engine.Signal(syscall.SIGKILL), ErrGone)
+	require.ErrorIs(t, r.signal(context.Background(), 1, rec.Engine, syscall.SIGKILL), ErrGone)
+	rebooted := w.Record()
+	rebooted.Boot = "another-life-of-the-host"
+	require.Empty(t, rebooted.living())
+	requireAlive(t, procsOf(w)...)
+}
+
+func TestAdoptingAPairWithADeadHalfEndsTheRest(t *testing.T) {
+	h := fakeHost(t)
+	r, stop := h.agent()
+	w := h.fork(r, "w1")
+	rec := w.Record()
+	// Without zygote and agent nobody ends the other half of a parked pair.
+	zygote, _ := FindProc(r.Status().PID)
+	stop()
+	require.NoError(t, zygote.Signal(syscall.SIGKILL))
+	require.NoError(t, rec.API.Signal(syscall.SIGKILL))
+	require.True(t, awaitAll(context.Background(), []Proc{zygote, rec.API}, 5*time.Second))
+	requireAlive(t, rec.Engine)
+	next, _ := h.agent()
+	_, err := next.Adopt(within(t, 5*time.Second), rec)
+	require.ErrorIs(t, err, ErrLost)
+	require.EqualError(t, err, "adopt worker w1: worker is lost: 1 of its 2 processes run")
+	requireGone(t, rec.Engine)
+}
+
+func TestKilledZygoteLeavesItsWorkersAndTheNextGenerationCanEndThem(t *testing.T) {
+	h := fakeHost(t)
+	r, _ := h.agent()
+	parked, serving := h.fork(r, "parked"), h.fork(r, "serving")
+	addr := serve(t, serving, "p1")
+	ps := append(procsOf(parked), procsOf(serving)...)
+	zygote, _ := FindProc(r.Status().PID)
+	require.NoError(t, zygote.Signal(syscall.SIGKILL))
+	began := time.Now()
+	s := waitZygote(t, r, func(s RuntimeStatus) bool { return s.Generation == 2 && isUp(s) })
+	t.Log("next generation up after", time.Since(began))
+	require.Empty(t, s.Problem)
+	requireAlive(t, ps...)
+	require.Equal(t, "hello from p1 [--model=m]\n", get(t, addr))
+	h.fork(r, "new")
+	// Only its zygote may kill a worker when that belongs to another user: by pid + start.
+	require.NoError(t, r.conns(1)[0].kill(within(t, time.Second), parked.Record().Engine, syscall.SIGKILL))
+	require.Equal(t, "engine ended, its exit code is not known (its zygote is gone)", waitDead(t, parked, time.Second).Message)
+	require.NoError(t, serving.Stop(within(t, 5*time.Second), 0))
+	requireGone(t, ps...)
+}
+
+func TestOldGenerationEndsWithItsLastWorker(t *testing.T) {
+	h := fakeHost(t)
+	r, stop := h.agent()
+	rec := h.fork(r, "old").Record()
+	old, _ := FindProc(r.Status().PID)
+	stop()
+	h.manifest.Env["UPGRADED"] = "1" // started from something else than today's manifest
+	next, _ := h.agent()
+	waitZygote(t, next, func(s RuntimeStatus) bool { return s.Generation == 2 && isUp(s) })
+	w, err := next.Adopt(within(t, 2*time.Second), rec)
+	require.NoError(t, err)
+	requireAlive(t, old)
+	require.NoError(t, w.Stop(within(t, 5*time.Second), 0))
+	fd, err := old.open()
+	if err == nil {
+		defer fd.close()
+		require.NoError(t, fd.wait(within(t, 5*time.Second)), "the old zygote ends")
+	}
+	require.NoError(t, next.Shutdown(within(t, 10*time.Second)))
+}
+
+func TestZygoteThatNeverStartsSaysWhyAndColdStartsStillWork(t *testing.T) {
+	h := fakeHost(t, "FAKE_ZYGOTE_DIES=ImportError: no module named vllm")
+	r, _ := h.agent()
+	s := waitZygote(t, r, func(s RuntimeStatus) bool { return s.Zygote == ZygoteDown })
+	require.Contains(t, s.Problem, "zygote exited with code 1: ImportError: no module named vllm (log: ")
+	_, err := r.Fork(within(t, 10*time.Second), ForkSpec{ID: "w1"})
+	require.ErrorIs(t, err, ErrNoZygote)
+	require.ErrorContains(t, err, "no module named vllm")
+
+	w, err := r.Spawn(within(t, 10*time.Second), SpawnSpec{ID: "cold", Argv: []string{"/bin/sleep", "1000"}})
+	require.NoError(t, err)
+	require.Equal(t, Loading, w.Info().State)
+	require.NoError(t, w.Stop(within(t, 5*time.Second), 0))
+	requireGone(t, procsOf(w)...)
+}
+
+func TestMissingPythonIsAProblemNotACrash(t *testing.T) {
+	h := fakeHost(t)
+	h.manifest.Python = "/nonexistent/python"
+	r, _ := h.agent()
+	s := waitZygote(t, r, func(s RuntimeStatus) bool { return s.Zygote == ZygoteDown })
+	require.Contains(t, s.Problem, "start zygote fake.1: fork/exec /nonexistent/python: no such file or directory")
+}
+
+func TestImportingZygoteDelaysNeitherFoundNorTheAgent(t *testing.T) {
+	h := fakeHost(t, "FAKE_ZYGOTE_IMPORT=3s")
+	first, stop := h.agent()
+	waitZygote(t, first, func(s RuntimeStatus) bool { return s.PID > 0 })
+	pid := first.Status().PID
+	stop()
+	second, _ := h.agent()
+	found, err := second.Found(within(t, 2*time.Second))
+	require.NoError(t, err)
+	require.Empty(t, found)
+	require.Equal(t, ZygoteStarting, second.Status().Zygote)
+	w := h.fork(second, "w1") // waits for it
+	require.Equal(t, pid, second.Status().PID)
+	require.Equal(t, 1, w.Info().Generation)
+}
+
+func TestHungHalfIsAdoptedByItsRecordAndCanBeKilled(t *testing.T) {
+	h := fakeHost(t)
+	first, stop := h.agent()
+	w := h.fork(first, "w1")
+	rec := w.Record()
+	stop()
+	require.NoError(t, rec.Engine.Signal(syscall.SIGSTOP))
+	second, _ := h.agent()
+	began := time.Now()
+	a, err := second.Adopt(within(t, 2*time.Second), rec)
+	require.NoError(t, err)
+	require.Less(t, time.Since(began), 2*time.Second)
+	require.NoError(t, a.Stop(within(t, 5*time.Second), 0))
+	requireGone(t, procsOf(a)...)
+}
+
+func TestShutdownProvesEverythingGone(t *testing.T) {
+	for _, running := range []bool{true, false} {
+		h := fakeHost(t)
+		r, stop := h.agent()
+		w := h.fork(r, "w1", "FAKE_GRANDCHILD=1")
+		serve(t, w, "p1")
+		zygote, _ := FindProc(r.Status().PID)
+		var all []Proc
+		for _, p := range procsOf(w) {
+			all = append(all, sessionMembers(p)...)
+		}
+		if !running {
+			stop()
+		}
+		require.NoError(t, r.Shutdown(within(t, 20*time.Second)))
+		requireGone(t, append(all, zygote)...)
+		require.Empty(t, r.generations())
+		if running {
+			require.NotEmpty(t, waitDead(t, w, time.Second).Message)
+			_, err := r.Fork(within(t, time.Second), ForkSpec{ID: "late"})
+			require.ErrorIs(t, err, ErrNotRunning)
+		}
+	}
+}
