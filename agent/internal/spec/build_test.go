@@ -1,0 +1,187 @@
+package spec
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"warmd/agent/runtime"
+	"warmd/placement"
+)
+
+func vllm() runtime.Manifest {
+	return runtime.Manifest{
+		Name: "v", Kind: runtime.KindVLLM, Engine: "vllm", Version: "0.32.0", Python: "/r/v/venv/bin/python", Device: "cpu",
+		Env: map[string]string{"PATH": "/r/v/venv/bin:/bin", "OMP_NUM_THREADS": "2", "VLLM_CPU_KVCACHE_SPACE": "1"},
+	}
+}
+
+func command() runtime.Manifest {
+	return runtime.Manifest{Name: "x", Kind: runtime.KindExec, Command: []string{"/bin/serve", "--port={port}", "{model}", "{name}", "x{port}y"}, Env: map[string]string{"PATH": "/bin"}}
+}
+
+func TestAParkedAndAColdStartCarryTheSameFlags(t *testing.T) {
+	dir := tempDir(t)
+	r := placement.Request{Model: "tiny", Args: []string{"--seed=1", "--served-model-name=alias", "-O0"}, Env: map[string]string{"VLLM_CPU_KVCACHE_SPACE": "2"}}
+	s, err := Build(vllm(), r, dir, 8123)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"--served-model-name", "tiny", "alias", "--seed=1", "-O0", "--host=127.0.0.1", "--port=8123"}
+	if want := append([]string{"--model", dir}, flags...); !slices.Equal(s.Argv, want) {
+		t.Errorf("argv %q, want %q", s.Argv, want)
+	}
+	if want := append([]string{"/r/v/venv/bin/python", "/r/v/venv/bin/vllm", "serve", dir}, flags...); !slices.Equal(s.ServeArgv, want) {
+		t.Errorf("serve argv %q, want %q", s.ServeArgv, want)
+	}
+	if s.Cold || s.ColdReason != "" {
+		t.Errorf("cold: %s", s.ColdReason)
+	}
+	if len(s.Env) != 1 || s.Env["VLLM_CPU_KVCACHE_SPACE"] != "2" {
+		t.Errorf("env %v", s.Env)
+	}
+	if want := []string{"OMP_NUM_THREADS=2", "PATH=/r/v/venv/bin:/bin", "VLLM_CPU_KVCACHE_SPACE=2"}; !slices.Equal(s.FullEnv, want) {
+		t.Errorf("full env %q", s.FullEnv)
+	}
+}
+
+func TestWhatNeedsAColdStartSaysWhy(t *testing.T) {
+	dir := tempDir(t)
+	for name, c := range map[string]struct {
+		m    runtime.Manifest
+		r    placement.Request
+		want string
+	}{
+		"import-time env":   {vllm(), placement.Request{Env: map[string]string{"OMP_NUM_THREADS": "1"}}, "OMP_NUM_THREADS=1 (parked with 2)"},
+		"env that is unset": {vllm(), placement.Request{Env: map[string]string{"MKL_NUM_THREADS": "1"}}, "MKL_NUM_THREADS=1 (parked with unset)"},
+		"two devices":       {vllm(), placement.Request{Args: []string{"-tp", "2"}}, "--tensor-parallel-size=2"},
+		"exec":              {command(), placement.Request{}, "no warm stage"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.r.Model = "m"
+			s, err := Build(c.m, c.r, dir, 1)
+			if err != nil || !s.Cold || !strings.Contains(s.ColdReason, c.want) {
+				t.Errorf("cold %v %q, %v; want %q", s.Cold, s.ColdReason, err, c.want)
+			}
+			c.r.Start = placement.StartWarm
+			_, err = Build(c.m, c.r, dir, 1)
+			refusal(t, err, placement.CodeNoWarm, "start=warm", c.want)
+		})
+	}
+	same := placement.Request{Model: "m", Start: placement.StartWarm, Env: map[string]string{"OMP_NUM_THREADS": "2"}, Args: []string{"-tp=1"}}
+	if s, err := Build(vllm(), same, dir, 1); err != nil || s.Cold || len(s.Env) != 0 {
+		t.Errorf("what is so anyway made a start cold: %+v %v", s, err)
+	}
+	asked := placement.Request{Model: "m", Start: placement.StartCold}
+	if s, err := Build(vllm(), asked, dir, 1); err != nil || !s.Cold || s.ColdReason != "cold start asked for" {
+		t.Errorf("%+v %v", s, err)
+	}
+}
+
+func TestACommandsSlotsAreFilledInPlace(t *testing.T) {
+	s, err := Build(command(), placement.Request{Model: "tiny", Name: "served"}, "/models/a b", 8123)
+	if want := []string{"/bin/serve", "--port=8123", "/models/a b", "served", "x8123y"}; err != nil || !slices.Equal(s.ServeArgv, want) {
+		t.Errorf("%q, %v; want %q", s.ServeArgv, err, want)
+	}
+	// A model that is named like a slot is not filled in again.
+	s, err = Build(command(), placement.Request{Model: "m", Name: "n"}, "/m/{port}", 1)
+	if err != nil || s.ServeArgv[2] != "/m/{port}" {
+		t.Errorf("%q, %v", s.ServeArgv, err)
+	}
+	_, err = Build(command(), placement.Request{Model: "m", Args: []string{"--seed=1"}}, "/m", 1)
+	refusal(t, err, placement.CodeArgRefused, "--seed", "knows no arguments")
+	s, err = Policy{AllowArgs: []string{"--seed"}}.Build(command(), placement.Request{Model: "m", Args: []string{"--seed=1"}}, "/m", 1)
+	if err != nil || s.ServeArgv[len(s.ServeArgv)-1] != "--seed=1" {
+		t.Errorf("%q, %v", s.ServeArgv, err)
+	}
+	_, err = Build(command(), placement.Request{Model: "m", Env: map[string]string{"OMP_NUM_THREADS": "1"}}, "/m", 1)
+	refusal(t, err, placement.CodeArgRefused, "OMP_NUM_THREADS", "allow_env")
+}
+
+func TestVariablesOutsideTheListAreRefusedByName(t *testing.T) {
+	for key, word := range map[string]string{
+		"LD_PRELOAD": "loads code", "LD_LIBRARY_PATH": "loads code", "PYTHONPATH": "loads code", "PYTHONSTARTUP": "loads code",
+		"VLLM_PLUGINS": "loads code", "PATH": "which programs", "HOME": "its own", "CUDA_VISIBLE_DEVICES": "slot", "NOTIFY_SOCKET": "systemd",
+		"LISTEN_FDS": "systemd", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "traces", "VLLM_API_KEY": "not on this node's list",
+		"HF_TOKEN": "not on this node's list", "VLLM_SERVER_DEV_MODE": "not on this node's list", "WHATEVER": "not on this node's list",
+	} {
+		t.Run(key, func(t *testing.T) {
+			r := placement.Request{Model: "m", Env: map[string]string{key: "x"}}
+			_, err := Build(vllm(), r, "/m", 1)
+			e := refusal(t, err, placement.CodeArgRefused, key, word)
+			if e != nil && e.Field != "env."+key {
+				t.Errorf("field %q", e.Field)
+			}
+			_, err = Policy{AllowEnv: []string{key}}.Build(vllm(), r, "/m", 1)
+			if strings.Contains(word, "not on") != (err == nil) {
+				t.Errorf("with allow_env: %v", err)
+			}
+		})
+	}
+}
+
+func TestSlotsOutOfRangeAreRefused(t *testing.T) {
+	good := placement.Request{Model: "m"}
+	for name, c := range map[string]struct {
+		r    placement.Request
+		dir  string
+		port int
+		code placement.Code
+	}{
+		"relative folder": {good, "m", 1, placement.CodeModelInvalid},
+		"newline":         {good, "/m\n--x", 1, placement.CodeModelInvalid},
+		"port 0":          {good, "/m", 0, placement.CodeInternal},
+		"port high":       {good, "/m", 70000, placement.CodeInternal},
+		"name with space": {placement.Request{Model: "/models/a b"}, "/m", 1, placement.CodeBadRequest},
+		"name a flag":     {placement.Request{Model: "/models/-x"}, "/m", 1, placement.CodeBadRequest},
+		"no model":        {placement.Request{}, "/m", 1, placement.CodeBadRequest},
+		"many args":       {placement.Request{Model: "m", Args: make([]string, 65)}, "/m", 1, placement.CodeBadRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Build(vllm(), c.r, c.dir, c.port)
+			refusal(t, err, c.code)
+		})
+	}
+}
+
+func FuzzNothingReachesAStartOutsideTheSlots(f *testing.F) {
+	f.Add("m", "n", "--seed=1", "OMP_NUM_THREADS", "1")
+	f.Add("/m", "", "--host", "LD_PRELOAD", "/x.so")
+	f.Add("-x", "--port", "--", "VLLM_CPU_KVCACHE_SPACE", "a\nb")
+	f.Fuzz(func(t *testing.T, model, name, arg, key, value string) {
+		r := placement.Request{Model: model, Name: name, Args: []string{arg}, Env: map[string]string{key: value}}
+		s, err := Build(vllm(), r, "/models/m", 8000)
+		if err != nil {
+			if _, ok := errors.AsType[*placement.Error](err); !ok {
+				t.Fatalf("%v is no refusal", err)
+			}
+			return
+		}
+		served := r.ServedName()
+		for i, a := range s.Argv {
+			switch {
+			case slices.Contains([]string{"--model", "/models/m", servedName, "--host=127.0.0.1", "--port=8000"}, a):
+			case i == 3 && a == served && servedRE.MatchString(a):
+			case i == 4 && !strings.HasPrefix(a, "-") && servedRE.MatchString(a): // an alias
+			default:
+				base, v, has := strings.Cut(a, "=")
+				o, ok := allowed[positive(base)]
+				if !strings.HasPrefix(a, "-O") && (!ok || (has && base != chatTemplate && o.check(v) != nil)) {
+					t.Fatalf("%q reached argv", a)
+				}
+			}
+		}
+		for _, kv := range s.FullEnv {
+			k, v, _ := strings.Cut(kv, "=")
+			if have, ok := vllm().Env[k]; (!ok || have != v) && !slices.Contains(envAllowed, k) {
+				t.Fatalf("%q reached the environment", kv)
+			}
+		}
+		for k := range s.Env {
+			if !s.Cold && runtime.ImportTime(k) {
+				t.Fatalf("%s is too late for a parked worker", k)
+			}
+		}
+	})
+}
