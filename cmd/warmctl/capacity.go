@@ -70,8 +70,8 @@ func (c *call) printFleet(t *table, f placement.Fleet, who answerer) {
 			oldest = n
 		}
 	}
-	fmt.Fprintf(c.Out, "\nanswered by %s %s from its own view, %s; oldest entry: %s, %s\n",
-		who.role, f.From, c.stamp(f.At), oldest.Node, seenAge(oldest))
+	fmt.Fprintf(c.Out, "\nanswered by %s %s from its own view, %s; oldest entry: %s, %s old\n",
+		who.role, f.From, f.At.UTC().Format("15:04:05 UTC"), oldest.Node, seenAge(oldest))
 	if who.instead != "" {
 		fmt.Fprintf(c.Out, "the coordinator was asked first: cannot %s\n", who.instead)
 	}

@@ -33,7 +33,7 @@ func completeCommand() command {
 			cur := words[len(words)-1]
 			for _, k := range candidates(c, words[:len(words)-1], cur) {
 				if strings.HasPrefix(k.value, cur) || k.value == ":dirs" {
-					fmt.Fprintf(c.Out, "%s\t%s\n", k.value, printable(k.says))
+					fmt.Fprintln(c.Out, strings.TrimSuffix(k.value+"\t"+printable(k.says), "\t"))
 				}
 			}
 			return nil

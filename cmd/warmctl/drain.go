@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -166,12 +165,14 @@ func (c *call) waitEmpty(node string, timeout time.Duration, left []string, busy
 			return left, drainStopped(c.ctx, node, timeout, left)
 		case <-tick.C:
 		}
-		var err error
-		if left, busy, err = c.running(ctx, node); errors.Is(err, context.DeadlineExceeded) {
+		seen, n, err := c.running(ctx, node)
+		if ctx.Err() != nil {
 			return left, drainStopped(c.ctx, node, timeout, left)
-		} else if err != nil {
+		}
+		if err != nil {
 			return left, err
 		}
+		left, busy = seen, n
 	}
 	return nil, nil
 }
@@ -181,8 +182,11 @@ func drainStopped(ctx context.Context, node string, timeout time.Duration, left 
 		return &exitError{exitInterrupted, placement.Errorf(placement.CodeInternal, "interrupted; %s goes on draining", node).
 			WithHint("warmctl undrain %s takes it back", node)}
 	}
-	return placement.Errorf(placement.CodeTimeout, "%s is not empty after %s: %s", node, timeout, orNone(left)).
-		WithHint("warmctl release %s; the node goes on draining", strings.Join(left, " "))
+	e := placement.Errorf(placement.CodeTimeout, "%s is not empty after %s: %s", node, timeout, orNone(left))
+	if len(left) == 0 {
+		return e.WithHint("warmctl workers shows what is ending; the node goes on draining")
+	}
+	return e.WithHint("warmctl release %s; the node goes on draining", strings.Join(left, " "))
 }
 
 func orNone(ids []string) string {

@@ -131,6 +131,10 @@ func (c console) report(err error, code int, asJSON bool) {
 		return
 	}
 	fmt.Fprintf(c.Err, "warmctl: %s\n", printable(e.Message))
+	if e.Capacity != nil {
+		slots, free, busy, quarantined, warm := e.Capacity.Totals()
+		fmt.Fprintf(c.Err, "  %s now: %s, %d free, %d busy, %d in quarantine, %s\n", printable(e.Capacity.Node), plural(slots, "slot"), free, busy, quarantined, plural(warm, "warm worker"))
+	}
 	if e.Hint != "" {
 		fmt.Fprintf(c.Err, "  try: %s\n", printable(e.Hint))
 	}

@@ -58,7 +58,7 @@ func (c console) stamp(t time.Time) string {
 
 // size prints bytes in powers of 1024.
 func size(n int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
 	f, i := float64(n), 0
 	for f >= 1024 && i < len(units)-1 {
 		f, i = f/1024, i+1

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 
 	"github.com/urfave/cli/v2"
 
@@ -50,9 +49,6 @@ followed until the worker is gone or Ctrl-C. With -o json every line is an objec
 	}
 }
 
-// styled matches the escape sequences that only colour text.
-var styled = regexp.MustCompile("\x1b\\[[0-9;]*m")
-
 // copyLog prints a log: as it is into files and pipes, without the control
 // characters that move a cursor on a terminal, one object a line for JSON.
 func (c *call) copyLog(r io.Reader) error {
@@ -69,7 +65,7 @@ func (c *call) copyLog(r io.Reader) error {
 			if line[len(line)-1] == '\n' {
 				line = line[:len(line)-1]
 			}
-			line = printable(styled.ReplaceAllString(line, ""))
+			line = printable(line)
 			if c.json {
 				if err := c.printLine(struct {
 					Line string `json:"line"`

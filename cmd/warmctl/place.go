@@ -230,9 +230,13 @@ func placeError(err error, id string, req placement.Request) error {
 	e := *placement.AsError(err)
 	if id != "" {
 		e.Message = "place " + req.ServedName() + " (" + id + "): " + e.Message
-		if e.Hint == "" {
-			e.Hint = fmt.Sprintf("warmctl describe %s, warmctl logs %s", id, id)
-		}
+	}
+	switch {
+	case e.Hint != "":
+	case exitOf[e.Code] == exitNoCapacity && !req.WaitCapacity:
+		e.Hint = "--wait-capacity queues for a slot; warmctl capacity shows what is free"
+	case id != "":
+		e.Hint = fmt.Sprintf("warmctl describe %s, warmctl logs %s", id, id)
 	}
 	return &e
 }

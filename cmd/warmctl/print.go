@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -116,18 +117,24 @@ func list[T any](c *call, items []T, none string, fill func()) error {
 	return nil
 }
 
-// printable takes the control characters out of text from elsewhere: a log line
-// or a model name must not move the cursor of an operator's terminal.
+// printable takes colours and control characters out of text from elsewhere: a
+// log line or a model name must not move the cursor of an operator's terminal.
 func printable(s string) string {
 	if !strings.ContainsFunc(s, unsafeRune) && utf8.ValidString(s) {
 		return s
 	}
 	return strings.Map(func(r rune) rune {
-		if unsafeRune(r) {
+		switch {
+		case r == '\n':
+			return ' '
+		case unsafeRune(r):
 			return '?'
 		}
 		return r
-	}, s)
+	}, styled.ReplaceAllString(s, ""))
 }
+
+// styled matches the escape sequences that only colour text.
+var styled = regexp.MustCompile("\x1b\\[[0-9;]*m")
 
 func unsafeRune(r rune) bool { return r != '\t' && unicode.IsControl(r) }

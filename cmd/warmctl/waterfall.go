@@ -32,7 +32,7 @@ func waterfall(t placement.Trace, width int, ascii bool) string {
 	case t.Total > 0:
 		fmt.Fprintf(&b, "request to first token: %s\n", seconds(t.Total))
 	default:
-		fmt.Fprintf(&b, "the start goes on\n")
+		b.WriteString("the start goes on\n")
 	}
 	s := style{bar: "█", shade: "░", axis: "│", rule: "─"}
 	if ascii {
@@ -81,8 +81,8 @@ const (
 	numberWidth = 9 // "+120.45 s"
 	minBars     = 8
 	maxBars     = 80
-	minName     = 12
-	rowGaps     = 8 // two spaces between columns
+	minName     = 14 // four levels of indent and the beginning of the name
+	rowGaps     = 8  // two spaces between columns
 )
 
 // layoutFor shares the width out: bars get what the text leaves, long names are
@@ -97,7 +97,9 @@ func layoutFor(phases []placement.Phase, width int) layout {
 	if over := l.name + text + minBars - width; over > 0 {
 		l.name = max(minName, l.name-over)
 	}
-	l.bars = min(maxBars, max(minBars, width-text-l.name))
+	if l.bars = min(maxBars, width-text-l.name); l.bars < minBars {
+		l.bars = 0 // too narrow to compare anything by eye: the numbers remain
+	}
 	return l
 }
 
@@ -117,6 +119,9 @@ func (l layout) row(b *strings.Builder, p placement.Phase, bar string, s style) 
 		start = "+" + start
 	}
 	line := fmt.Sprintf("%s  %s  %*s  %*s  %s%s", padTo(name, l.name), padTo(p.Proc, l.proc), numberWidth, start, numberWidth, orZero(seconds(p.Duration)), s.axis, bar)
+	if l.bars == 0 {
+		line = strings.TrimSuffix(line, s.axis)
+	}
 	b.WriteString(strings.TrimRight(line, " ") + "\n")
 }
 
@@ -126,20 +131,22 @@ func padTo(s string, n int) string {
 
 // barAt is a bar from one moment to another on an axis of a length in seconds.
 func barAt(from, to, total float64, cells int, mark string) string {
-	if total <= 0 {
+	if total <= 0 || cells == 0 {
 		return ""
 	}
-	at := min(cells-1, max(0, int(from/total*float64(cells))))
+	at := max(0, min(cells-1, int(from/total*float64(cells))))
 	n := clampCells((to-from)/total*float64(cells), cells-at)
 	return strings.Repeat(" ", at) + strings.Repeat(mark, n)
 }
 
 // clampCells rounds a length to cells; even the shortest phase is seen.
 func clampCells(f float64, most int) int {
-	return max(1, min(most, int(math.Round(f))))
+	return min(most, max(1, int(math.Round(f))))
 }
 
-// splitPhases sorts phases by their start and splits them at the request.
+// splitPhases sorts phases by their start and splits them at the request. Zero is
+// when the agent received it; what the client and the coordinator did just before
+// was waited for all the same.
 func splitPhases(all []placement.Phase) (before, after []placement.Phase) {
 	sorted := append([]placement.Phase(nil), all...)
 	sort.SliceStable(sorted, func(i, j int) bool {
@@ -149,7 +156,8 @@ func splitPhases(all []placement.Phase) (before, after []placement.Phase) {
 		return sorted[i].Duration > sorted[j].Duration
 	})
 	for _, p := range sorted {
-		if p.Before || p.Start+p.Duration <= 0 && p.Start < 0 {
+		asked := p.Proc == "client" || p.Proc == "coordinator"
+		if !asked && (p.Before || p.Start < 0 && p.Start+p.Duration <= 0) {
 			before = append(before, p)
 		} else {
 			after = append(after, p)
