@@ -22,11 +22,14 @@ func (r *Runtime) discover(ctx context.Context) {
 		g := r.newGeneration(n, z.Kind)
 		g.print = z.Fingerprint
 		c, err := dial(ctx, g.unit.Socket)
-		if err != nil {
+		if err == nil {
+			c.close()
+		} else if p, ok := listener(g.unit.Socket); ok {
+			g.proc = p // started by an agent that was killed right after
+		} else {
 			r.clear(ctx, n)
 			continue
 		}
-		c.close()
 		living = append(living, g)
 		r.add(g)
 	}

@@ -103,8 +103,11 @@ func (g *generation) connect(ctx context.Context) (*conn, error) {
 			return nil, g.obituary(err)
 		case !known && g.exited() != "":
 			return nil, g.obituary(err)
-		case !known && time.Since(began) > listenTime:
-			return nil, fmt.Errorf("zygote does not listen after %v%s", listenTime, g.logWord())
+		case time.Since(began) > listenTime:
+			if p, ok := listener(g.unit.Socket); ok {
+				g.update(func() { g.proc = p })
+			}
+			return nil, g.hung(listenTime)
 		}
 		pause(ctx, delay)
 	}

@@ -127,8 +127,14 @@ func (r *Runtime) newGeneration(n int, kind string) *generation {
 // launch starts the next generation. Its number is claimed by making its folder,
 // so no two launches share one.
 func (r *Runtime) launch(ctx context.Context, kind string) (*generation, error) {
+	r.launching.Lock()
+	defer r.launching.Unlock()
 	n := 1
 	r.mu.Lock()
+	if r.closing || r.over {
+		r.mu.Unlock()
+		return nil, fmt.Errorf("start zygote of %s: %w", r.name, ErrNotRunning)
+	}
 	for have := range r.gens {
 		n = max(n, have+1)
 	}

@@ -62,6 +62,8 @@ type Runtime struct {
 
 	spawner sync.Mutex // held while a spawning zygote is looked for: one is enough
 
+	launching sync.Mutex // held while a zygote is started; Shutdown comes before or after, never amid
+
 	mu      sync.Mutex // guards what follows, and the generations' fields
 	ctx     context.Context
 	tasks   sync.WaitGroup // goroutines of Run; Add only while ctx is set and not over

@@ -64,6 +64,19 @@ func readAll() map[int]stat {
 	return all
 }
 
+// listener finds a zygote by its command line: it holds --socket PATH from the
+// moment it runs, long before it listens or has been asked for its pid.
+func listener(socket string) (Proc, bool) {
+	want := []byte("\x00--socket\x00" + socket + "\x00")
+	for pid, s := range readAll() {
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+		if err == nil && !s.zombie() && bytes.Contains(append(b, 0), want) {
+			return Proc{pid, s.start}, true
+		}
+	}
+	return Proc{}, false
+}
+
 // isTracker recognises Python's own helper that unlinks a dead worker's shared
 // memory and then ends by itself: killing it at once would leave segments in
 // /dev/shm for ever.

@@ -16,6 +16,8 @@ func (r *Runtime) Shutdown(ctx context.Context) error {
 	r.mu.Lock()
 	r.closing = true
 	r.mu.Unlock()
+	r.launching.Lock()   // a launch under way ends first, so that we find its zygote
+	r.launching.Unlock() //nolint:staticcheck // nothing to do in between
 	r.notify()
 	// Twice: a fork that was under way may still have made a child after the first
 	// look. After the zygotes are gone nothing makes another one.
@@ -74,6 +76,9 @@ func (r *Runtime) endZygotes(ctx context.Context) error {
 	for _, n := range r.generations() {
 		u, dir := r.unit(n, ""), r.genDir(n)
 		proc := loadUnit(dir).Proc
+		if !proc.Alive() { // or it was started a moment ago, and does not listen yet
+			proc, _ = listener(u.Socket)
+		}
 		ask, cancel := context.WithTimeout(ctx, discoverTime)
 		err := withZygote(ask, u.Socket, func(c *conn) error {
 			if p, ok := c.peer(); ok {
