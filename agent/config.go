@@ -1,0 +1,235 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"warmd/agent/runtime"
+	"warmd/placement"
+)
+
+// Config is what an operator decides about an agent. Its TOML keys are the names
+// in the tags; a key that is not here is an error.
+type Config struct {
+	// Node names the node in the fleet; default the host's name.
+	Node string `toml:"node"`
+	// DataDir holds the journal and the traces; it must survive a reboot.
+	DataDir string `toml:"data_dir"`
+	// RunDir holds sockets; it should not survive a reboot, and must survive the agent.
+	RunDir string `toml:"run_dir"`
+	LogDir string `toml:"log_dir"`
+	// RuntimesDir is where `warmd runtime add` puts runtimes.
+	RuntimesDir string `toml:"runtimes_dir"`
+	// Socket is the Unix socket of the HTTP interface; empty with socket activation.
+	Socket string `toml:"socket"`
+	// Listen are TCP addresses of the same interface.
+	Listen []string `toml:"listen"`
+	// Advertise is the address that the fleet calls; default the first of Listen.
+	Advertise string `toml:"advertise"`
+	// EndpointHost is the address that placements are served on, and told to clients.
+	EndpointHost string `toml:"endpoint_host"`
+	// EndpointPorts is "LOW-HIGH"; empty lets the kernel pick.
+	EndpointPorts string `toml:"endpoint_ports"`
+	// ModelRoots are the folders that models may be in.
+	ModelRoots []string `toml:"model_roots"`
+	// AllowArgs and AllowEnv widen what requests may give to the engine.
+	AllowArgs []string `toml:"allow_args"`
+	AllowEnv  []string `toml:"allow_env"`
+	// Device is auto, cpu (cpu-0 even where there are GPUs) or cuda (an error without one).
+	Device string `toml:"device"`
+	// NVMLLibrary is the path of libnvidia-ml.so.1; empty lets the linker find it.
+	NVMLLibrary string `toml:"nvml_library"`
+	// Warm is how many workers of a runtime are kept parked on each device that has
+	// a free slot; default 1 for every runtime of kind vllm.
+	Warm map[string]int `toml:"warm"`
+	// Devices holds what is different for one device.
+	Devices map[string]DeviceConfig `toml:"devices"`
+	// KeepTraces bounds the kept traces.
+	KeepTraces int `toml:"keep_traces"`
+	// EndEngines ends every engine when Run ends: dev mode. A service leaves it off.
+	EndEngines bool `toml:"-"`
+	// Version is told to the fleet.
+	Version string `toml:"-"`
+	// FollowGrace is how long a start lives that nobody follows.
+	FollowGrace time.Duration `toml:"-"`
+}
+
+// DeviceConfig is what is different for one device.
+type DeviceConfig struct {
+	// Slots is how many placements run there at once; default 1 on a GPU, on cpu-0
+	// one for each 8 GiB of memory, at most 4.
+	Slots int            `toml:"slots"`
+	Warm  map[string]int `toml:"warm"`
+}
+
+// DefaultConfig is a service's configuration.
+func DefaultConfig() Config {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return Config{
+		Node: host, DataDir: "/var/lib/warmd", RunDir: "/run/warmd", LogDir: "/var/log/warmd",
+		RuntimesDir: runtime.DefaultRoot(), Socket: "/run/warmd/agent.sock", EndpointHost: "127.0.0.1",
+		Device: "auto", KeepTraces: 256, FollowGrace: 30 * time.Second,
+	}
+}
+
+// LoadConfig reads a TOML file over the defaults. An error says file, line and key.
+func LoadConfig(path string) (Config, error) {
+	c := DefaultConfig()
+	f, err := os.Open(path)
+	if err != nil {
+		return c, fmt.Errorf("open configuration: %w", err)
+	}
+	defer f.Close()
+	if err := toml.NewDecoder(f).DisallowUnknownFields().Decode(&c); err != nil {
+		return c, tomlError(path, err)
+	}
+	if err := c.Validate(); err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+func tomlError(path string, err error) error {
+	if s, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(s.Errors) > 0 {
+		row, _ := s.Errors[0].Position()
+		return fmt.Errorf("%s:%d: unknown key %s", path, row, strings.Join(s.Errors[0].Key(), "."))
+	}
+	if d, ok := errors.AsType[*toml.DecodeError](err); ok {
+		row, _ := d.Position()
+		if key := strings.Join(d.Key(), "."); key != "" {
+			return fmt.Errorf("%s:%d: %s: %s", path, row, key, strings.TrimPrefix(d.Error(), "toml: "))
+		}
+		return fmt.Errorf("%s:%d: %s", path, row, strings.TrimPrefix(d.Error(), "toml: "))
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+var nodeRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
+
+// Validate checks everything that can be checked without touching the host. The
+// error is a *placement.FieldError that names the key.
+func (c Config) Validate() error {
+	bad := func(field, format string, args ...any) error {
+		return &placement.FieldError{Field: field, Problem: fmt.Sprintf(format, args...)}
+	}
+	if !nodeRE.MatchString(c.Node) {
+		return bad("node", "%q must match %s", c.Node, nodeRE)
+	}
+	for _, d := range []struct{ key, dir string }{
+		{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"log_dir", c.LogDir}, {"runtimes_dir", c.RuntimesDir},
+	} {
+		if !filepath.IsAbs(d.dir) {
+			return bad(d.key, "%q must be an absolute path", d.dir)
+		}
+	}
+	if c.Socket != "" && (!filepath.IsAbs(c.Socket) || len(c.Socket) > 107) {
+		return bad("socket", "%q must be an absolute path of at most 107 bytes", c.Socket)
+	}
+	for i, a := range c.Listen {
+		if _, _, err := net.SplitHostPort(a); err != nil {
+			return bad(fmt.Sprintf("listen[%d]", i), "%q must be host:port", a)
+		}
+	}
+	if c.Advertise != "" {
+		if _, _, err := net.SplitHostPort(c.Advertise); err != nil {
+			return bad("advertise", "%q must be host:port", c.Advertise)
+		}
+	}
+	if ip := net.ParseIP(c.EndpointHost); c.EndpointHost == "" || (ip != nil && ip.IsUnspecified()) {
+		return bad("endpoint_host", "%q must be an address that clients can call: it is told to them", c.EndpointHost)
+	}
+	if _, _, err := c.ports(); err != nil {
+		return bad("endpoint_ports", "%v", err)
+	}
+	for i, r := range c.ModelRoots {
+		if !filepath.IsAbs(r) {
+			return bad(fmt.Sprintf("model_roots[%d]", i), "%q must be an absolute path", r)
+		}
+	}
+	switch c.Device {
+	case "auto", "cpu", "cuda":
+	default:
+		return bad("device", "%q must be auto, cpu or cuda", c.Device)
+	}
+	if err := checkWarm("warm", c.Warm); err != nil {
+		return err
+	}
+	for id, d := range c.Devices {
+		if d.Slots < 0 || d.Slots > 64 {
+			return bad("devices."+id+".slots", "%d must be between 1 and 64, or left out", d.Slots)
+		}
+		if err := checkWarm("devices."+id+".warm", d.Warm); err != nil {
+			return err
+		}
+	}
+	if c.KeepTraces < 1 || c.KeepTraces > 100000 {
+		return bad("keep_traces", "%d must be between 1 and 100000", c.KeepTraces)
+	}
+	if c.FollowGrace <= 0 {
+		return bad("follow_grace", "%s must be positive", c.FollowGrace)
+	}
+	return nil
+}
+
+func checkWarm(key string, warm map[string]int) error {
+	for name, n := range warm {
+		if n < 0 || n > 16 {
+			return &placement.FieldError{Field: key + "." + name, Problem: fmt.Sprintf("%d must be between 0 and 16", n)}
+		}
+	}
+	return nil
+}
+
+// ports reads EndpointPorts; 0, 0 means any.
+func (c Config) ports() (low, high int, err error) {
+	if c.EndpointPorts == "" {
+		return 0, 0, nil
+	}
+	a, b, ok := strings.Cut(c.EndpointPorts, "-")
+	if !ok {
+		b = a
+	}
+	low, err1 := strconv.Atoi(strings.TrimSpace(a))
+	high, err2 := strconv.Atoi(strings.TrimSpace(b))
+	if err1 != nil || err2 != nil || low < 1 || high > 65535 || low > high {
+		return 0, 0, fmt.Errorf("%q must be LOW-HIGH within 1-65535", c.EndpointPorts)
+	}
+	return low, high, nil
+}
+
+// slots is how many placements a device takes.
+func (c Config) slots(id, kind string, total int64) int {
+	if n := c.Devices[id].Slots; n > 0 {
+		return n
+	}
+	if kind == "cpu" {
+		return int(min(max(total>>33, 1), 4))
+	}
+	return 1
+}
+
+// warm is how many workers of a runtime are wanted parked on a device.
+func (c Config) warm(id string, m runtime.Manifest) int {
+	if m.Kind != runtime.KindVLLM {
+		return 0
+	}
+	if n, ok := c.Devices[id].Warm[m.Name]; ok {
+		return n
+	}
+	if n, ok := c.Warm[m.Name]; ok {
+		return n
+	}
+	return 1
+}

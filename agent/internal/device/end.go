@@ -1,0 +1,316 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"warmd/placement"
+)
+
+// death is the error of a worker that died.
+type death struct{ cause, detail string }
+
+func (d *death) Error() string { return d.cause }
+
+// hear takes one event of the worker; it returns an error when it is dead.
+func (l *life) hear(ev Event, ok bool) error {
+	switch {
+	case !ok:
+		l.deaf = true // the runtime has stopped looking: the agent ends
+	case ev.Kind == EventDead:
+		d := &death{cause: ev.Message, detail: ev.Detail}
+		if l.lastErr != nil {
+			d.cause, d.detail = l.lastErr.Message, strings.TrimSpace(l.lastErr.Detail+"\n"+ev.Detail)
+		}
+		return d
+	case ev.Kind == EventError:
+		l.lastErr = &ev
+	case ev.Kind == EventPhase:
+		l.phase(ev.Phase.Name, ev.Phase.Proc, ev.Phase.Start, ev.Phase.Dur)
+	}
+	return nil
+}
+
+// events is the worker's channel while there is one to listen to.
+func (l *life) events() <-chan Event {
+	if l.worker == nil || l.deaf {
+		return nil
+	}
+	return l.worker.Events()
+}
+
+// lastWord waits for the worker's death, which usually follows a broken call at
+// once and says more than it; nil when the worker lives on.
+func (l *life) lastWord(patience time.Duration) error {
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	for {
+		select {
+		case ev, ok := <-l.events():
+			if dead := l.hear(ev, ok); dead != nil {
+				return dead
+			}
+		case <-t.C:
+			return nil
+		case <-l.ctx.Done():
+			return nil
+		}
+	}
+}
+
+// failure turns the error of a start into its ending.
+func (l *life) failure(err error) *ending {
+	if end, ok := errors.AsType[*ending](err); ok {
+		return end
+	}
+	end := &ending{
+		state: placement.Failed, code: placement.CodeStartFailed, reason: err.Error(),
+		hint: "warmctl logs " + l.e.ID + " shows the engine's whole log",
+	}
+	if d, ok := errors.AsType[*death](err); ok {
+		end.reason, end.detail = "the engine died while it started: "+d.cause, d.detail
+	}
+	if e, ok := errors.AsType[*placement.Error](err); ok {
+		end.code, end.hint = e.Code, e.Hint
+	}
+	return end
+}
+
+// lost is the ending of a placement whose worker died under it.
+func (l *life) lost(err error) *ending {
+	end := &ending{
+		state: placement.Failed, code: placement.CodeWorkerLost, reason: "the engine died: " + err.Error(),
+		hint: "place it again; warmctl logs " + l.e.ID + " shows the engine's log",
+	}
+	if d, ok := errors.AsType[*death](err); ok {
+		end.detail = d.detail
+	}
+	return end
+}
+
+// end stops the worker, proves that nothing of it is left, gives the slot back
+// and reports. A death is reported first: whoever uses the endpoint must know
+// within a second, and proving memory free may take longer.
+func (l *life) end(end *ending) {
+	if end.detail == "" && end.code != "" && l.worker != nil {
+		end.detail = l.worker.LogTail(logLines)
+	}
+	_ = l.e.Update(false, func(r *Record) { r.Ending, r.Placement.Reason = end.state, end.reason })
+	lost := end.code == placement.CodeWorkerLost
+	if lost {
+		l.report(end)
+	}
+	l.d.post(func() {}) // the View shows it draining
+	err := l.clear(end.grace)
+	if err != nil && l.d.ctx.Err() != nil {
+		return // the agent ends; the next one reads Ending and goes on
+	}
+	if err == nil {
+		l.leave()
+	} else {
+		l.quarantine(err)
+	}
+	if !lost {
+		l.report(end)
+	}
+	l.e.book.Ended(l.e)
+	for err != nil {
+		if !l.d.sleep(l.d.cfg.Timings.Reprove) {
+			return
+		}
+		if err = l.clear(0); err == nil {
+			l.leave()
+			l.d.emit("slot.free", l.e.ID, "", "the slot is proven free now")
+		}
+	}
+}
+
+// clear stops the worker and proves it gone; nil means that the slot is free.
+func (l *life) clear(grace time.Duration) error {
+	if p := l.pending; p != nil {
+		select {
+		case <-p.done:
+			l.pending = nil
+			<-p.let
+			if p.err == nil {
+				l.worker = p.worker
+			}
+		case <-l.d.ctx.Done():
+			return l.d.ctx.Err()
+		}
+	}
+	l.claim.Endpoint.HandOver() // clients in the backlog of a start that failed
+	if l.worker != nil {
+		if err := l.d.stop(l.worker, grace); err != nil {
+			return fmt.Errorf("stop worker %s: %w", l.worker.Info().ID, err)
+		}
+		l.d.cfg.Journal.Unpark(l.worker.Info().ID)
+		if err := l.d.proveFree(l.worker.Info().PIDs(), l.freeBefore); err != nil {
+			return err
+		}
+	}
+	l.claim.Endpoint.Close()
+	return nil
+}
+
+// leave gives the slot back; when it returns the View shows it free and the
+// refill is under way.
+func (l *life) leave() {
+	_ = l.d.ask(l.d.ctx, func() { delete(l.d.busy, l.e.ID) })
+}
+
+// quarantine keeps the slot, with the reason.
+func (l *life) quarantine(err error) {
+	_ = l.d.ask(l.d.ctx, func() { l.quarantined = err.Error() })
+	l.d.emit("slot.quarantined", l.e.ID, "", "%v", err)
+}
+
+// giveBack returns the worker of a claim that was refused after all.
+func (l *life) giveBack() {
+	p := l.parked
+	if p == nil {
+		return
+	}
+	l.parked = nil
+	_ = l.d.ask(l.d.ctx, func() {
+		select {
+		case <-p.let: // dead meanwhile
+			if p.err == nil {
+				l.d.wg.Go(func() { _ = l.d.stop(p.worker, 0) })
+			}
+		default:
+			l.d.parked = append(l.d.parked, p)
+		}
+	})
+}
+
+// report writes the end down and tells it.
+func (l *life) report(end *ending) {
+	started := false
+	_ = l.e.Update(false, func(r *Record) {
+		started = r.Placement.State == placement.Ready
+		r.Placement.State, _ = placement.Move(r.Placement.State, end.state)
+		r.Placement.Reason, r.Placement.Hint, r.Placement.Updated = end.reason, end.hint, time.Now()
+		r.Ending, r.Error = end.state, end.error()
+	})
+	p := l.e.Placement()
+	if !started {
+		l.trace.Fail(end.reason)
+	}
+	result := string(end.code)
+	if result == "" {
+		result = string(p.State)
+	}
+	l.d.cfg.Observe.Ended(result)
+	var c *placement.Capacity
+	if l.d.cfg.Capacity != nil {
+		now := l.d.cfg.Capacity()
+		c = &now
+	}
+	l.e.Feed.Add(lastLine(p, end.error(), c))
+	l.d.emit("placement."+string(p.State), p.ID, p.Worker, "%s", end.reason)
+}
+
+func (e *ending) error() *placement.Error {
+	code := e.code
+	if code == "" {
+		code = placement.CodeReleased
+	}
+	return &placement.Error{Code: code, Message: e.reason, Hint: e.hint, Detail: e.detail}
+}
+
+// lastLine is the line that ends the stream of a placement in a final state.
+func lastLine(p placement.Placement, err *placement.Error, c *placement.Capacity) placement.Progress {
+	out := placement.Progress{Event: placement.EventFailed, Placement: &p, Error: err, Capacity: c}
+	switch {
+	case p.State == placement.Released:
+		out.Event = placement.EventReleased
+		if err == nil {
+			out.Error = &placement.Error{Code: placement.CodeReleased, Message: "placement " + p.ID + " was released"}
+		}
+	case p.State == placement.Ready:
+		out.Event = placement.EventReady
+	case err == nil:
+		out.Error = &placement.Error{Code: placement.CodeStartFailed, Message: p.Reason, Hint: p.Hint}
+	}
+	return out
+}
+
+// memorySlack is what the driver may keep of a GPU's memory after a process ended.
+const memorySlack = 512 << 20
+
+// proveFree returns once none of the processes holds memory of the device and, when
+// nothing else of ours runs there, the memory is back to what it was. On a CPU the
+// end of the processes is the proof.
+func (d *Device) proveFree(pids []int, before int64) error {
+	defer d.measure()
+	if d.cfg.Kind == "cpu" {
+		return nil
+	}
+	end := time.Now().Add(d.cfg.Timings.Prove)
+	for {
+		err := d.held(pids, before)
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+		if !d.sleep(50 * time.Millisecond) {
+			return context.Cause(d.ctx)
+		}
+	}
+}
+
+func (d *Device) held(pids []int, before int64) error {
+	there, err := d.cfg.Memory.PIDs()
+	if err != nil {
+		return fmt.Errorf("list processes of %s: %w", d.cfg.ID, err)
+	}
+	for _, pid := range pids {
+		if slices.Contains(there, pid) {
+			return fmt.Errorf("process %d still holds memory of %s", pid, d.cfg.ID)
+		}
+	}
+	free, _, err := d.cfg.Memory.Free()
+	if err != nil {
+		return fmt.Errorf("measure memory of %s: %w", d.cfg.ID, err)
+	}
+	if v := d.View(); len(v.Workers) <= 1 && len(there) == 0 && free < before-memorySlack {
+		return fmt.Errorf("%d MiB of %s were not returned (%d MiB free, %d MiB before)", (before-free)>>20, d.cfg.ID, free>>20, before>>20)
+	}
+	return nil
+}
+
+// sleep waits, and reports false when the agent ends.
+func (d *Device) sleep(t time.Duration) bool {
+	timer := time.NewTimer(t)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-d.ctx.Done():
+		return false
+	}
+}
+
+// view is the life's worker for the View. It runs on the loop.
+func (l *life) view() WorkerView {
+	r := l.e.Record()
+	v := WorkerView{Info: Info{ID: r.Placement.Worker, Runtime: r.Placement.Runtime, State: "loading"}, Since: l.since}
+	if l.shown != nil {
+		v.Info = l.shown.Info()
+	}
+	switch {
+	case r.Ending != "":
+		v.State = "draining"
+	case r.Placement.State == placement.Ready:
+		v.State = "serving"
+	}
+	v.Placement, v.Endpoint, v.Tier = l.e.ID, r.Placement.Endpoint, r.Placement.Tier
+	if l.quarantined != "" {
+		v.Quarantined, v.Problem, v.State = true, l.quarantined, "quarantined"
+	}
+	return v
+}

@@ -1,0 +1,96 @@
+package device
+
+import (
+	"sync"
+	"time"
+
+	"warmd/placement"
+)
+
+// maxLines bounds what a feed keeps: vLLM's start has some forty phases.
+const maxLines = 512
+
+// Feed is the progress of one start: what happened so far, for any number of
+// followers, and how many of them there are. A follower that comes late reads it
+// from the beginning; a slow one holds up nobody.
+type Feed struct {
+	mu        sync.Mutex
+	begin     time.Time
+	lines     []placement.Progress
+	wake      chan struct{} // closed and replaced with every line
+	followers int
+	delivered bool
+	poke      chan struct{} // to the guard: followers or delivered changed
+}
+
+func newFeed(begin time.Time) *Feed {
+	return &Feed{begin: begin, wake: make(chan struct{}), poke: make(chan struct{}, 1)}
+}
+
+// Add appends a line. Phases beyond the bound are dropped: the trace has them.
+func (f *Feed) Add(p placement.Progress) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.lines) >= maxLines && !p.Last() {
+		return
+	}
+	if n := len(f.lines); n > 0 && f.lines[n-1].Last() && f.lines[n-1].Event != placement.EventReady {
+		return // nothing follows a terminal line
+	}
+	p.Elapsed = max(time.Since(f.begin).Seconds(), 0)
+	f.lines = append(f.lines, p)
+	close(f.wake)
+	f.wake = make(chan struct{})
+}
+
+// From returns the lines from i on and a channel that closes when there are more.
+func (f *Feed) From(i int) ([]placement.Progress, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lines[min(i, len(f.lines)):], f.wake
+}
+
+// Follow counts a follower until the returned function is called.
+func (f *Feed) Follow() (leave func()) {
+	f.count(1)
+	var once sync.Once
+	return func() { once.Do(func() { f.count(-1) }) }
+}
+
+func (f *Feed) count(n int) {
+	f.mu.Lock()
+	f.followers += n
+	f.mu.Unlock()
+	f.signal()
+}
+
+// Delivered says that the ready line was written to a follower: from then on the
+// placement's record rules, and nobody has to follow any more.
+func (f *Feed) Delivered() {
+	f.mu.Lock()
+	f.delivered = true
+	f.mu.Unlock()
+	f.signal()
+}
+
+func (f *Feed) watch() (followers int, delivered bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.followers, f.delivered
+}
+
+func (f *Feed) signal() {
+	select {
+	case f.poke <- struct{}{}:
+	default:
+	}
+}
+
+// trim keeps the last line only: what a remembered, ended placement answers.
+func (f *Feed) trim() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := len(f.lines); n > 1 && f.lines[n-1].Last() && f.followers == 0 {
+		f.lines = append([]placement.Progress(nil), f.lines[n-1])
+	}
+}
