@@ -1,0 +1,287 @@
+// Package sweep repairs what nobody works on any more. One coordinator of a fleet is
+// elected to do it ([Election]); every record it writes is fenced on the key that
+// elected it, so that a sweeper that slept through the end of its lease writes
+// nothing. It looks for
+//
+//	assigned records whose owner is dead or long overdue: taken over, then finished by
+//	   the placer with the same PUT as ever
+//	ready records whose agent says failed or released, or knows nothing: ended, with
+//	   the agent's reason
+//	ready records on a node that nobody has heard of for NodeGone: failed
+//	workers whose record names another node, a later attempt or an end: released
+//	ready workers that no record names at all: recorded again (see adopt)
+//	records that ended Retention ago: deleted, and with them their request id
+//
+// It never kills a worker because etcd or the fleet is unwell: a release needs a
+// linearizable read that names another truth, and silence is not one.
+package sweep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"warmd/coordinator/internal/store"
+	"warmd/placement"
+)
+
+// Records is what the sweeper asks of the store; every write is fenced.
+type Records interface {
+	Create(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
+	Update(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
+	Delete(ctx context.Context, r store.Record, f store.Fence) error
+	Get(ctx context.Context, id string) (store.Record, error)
+}
+
+// Agents is what the sweeper asks of agents. Held fails while a node has not looked
+// at all its devices yet: an incomplete list would read as loss.
+type Agents interface {
+	Held(ctx context.Context, node, addr string) ([]placement.Placement, error)
+	Ask(ctx context.Context, node, addr, id string) (placement.Placement, error)
+	Release(ctx context.Context, node, addr, id string, grace time.Duration) (placement.Placement, error)
+}
+
+// Effects is the world outside the sweeper.
+type Effects interface {
+	Records
+	Agents
+	// All is every record, as far as this coordinator has heard.
+	All() []store.Record
+	Fleet() placement.Fleet
+	// Living names the coordinator instances that are alive.
+	Living(ctx context.Context) (map[string]bool, error)
+	// Resume goes on with a record that this instance owns.
+	Resume(r store.Record) bool
+}
+
+// Config bounds a sweeper. Zero values take the defaults.
+type Config struct {
+	// Instance is this coordinator's: the owner it writes into records.
+	Instance string
+	// Every is the pause between two passes (2 s), Reconcile between two questions to
+	// the same node (30 s).
+	Every, Reconcile time.Duration
+	// NodeGone is how long a node is silent before its ready placements are failed
+	// (10 min): its engines may well go on serving meanwhile.
+	NodeGone time.Duration
+	// Overdue is how long after its deadline an assigned record with a living owner
+	// is taken from it (1 min).
+	Overdue time.Duration
+	// Retention is how long a record is kept after its end (24 h): as long as its
+	// request id must be known.
+	Retention time.Duration
+	// DrainGrace is given to a worker that is released because no record names it (30 s).
+	DrainGrace time.Duration
+
+	Log  *slog.Logger
+	Emit func(placement.Event)
+}
+
+func (c Config) withDefaults() Config {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&c.Every, 2*time.Second)
+	def(&c.Reconcile, 30*time.Second)
+	def(&c.NodeGone, 10*time.Minute)
+	def(&c.Overdue, time.Minute)
+	def(&c.Retention, 24*time.Hour)
+	def(&c.DrainGrace, 30*time.Second)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Emit == nil {
+		c.Emit = func(placement.Event) {}
+	}
+	return c
+}
+
+// Sweeper is the elected one's work.
+type Sweeper struct {
+	cfg  Config
+	fx   Effects
+	wake chan struct{}
+}
+
+// New makes a sweeper; it starts nothing.
+func New(cfg Config, fx Effects) *Sweeper {
+	return &Sweeper{cfg: cfg.withDefaults(), fx: fx, wake: make(chan struct{}, 1)}
+}
+
+// Wake asks for a pass soon: a node came or went. It never blocks.
+func (s *Sweeper) Wake() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Lead sweeps until ctx ends or a write is refused because another one leads.
+func (s *Sweeper) Lead(ctx context.Context, fence store.Fence) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	t := term{Sweeper: s, fence: fence, silent: map[string]time.Time{}, nodes: map[string]*nodeMemory{}, releasing: map[string]bool{}}
+	defer t.wg.Wait()
+	tick := time.NewTicker(s.cfg.Every)
+	defer tick.Stop()
+	s.cfg.Log.Info("this coordinator sweeps", "instance", s.cfg.Instance)
+	for {
+		switch err := t.pass(ctx); {
+		case errors.Is(err, store.ErrFenced):
+			s.cfg.Log.Warn("another coordinator sweeps now", "instance", s.cfg.Instance)
+			cancel()
+			return
+		case err != nil && ctx.Err() == nil:
+			s.cfg.Log.Warn("sweep", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-s.wake:
+		}
+	}
+}
+
+// term is one leadership: what it remembers ends with it.
+type term struct {
+	*Sweeper
+	fence  store.Fence
+	silent map[string]time.Time // since when a node that records name is not alive
+	nodes  map[string]*nodeMemory
+
+	wg        sync.WaitGroup
+	mu        sync.Mutex // guards releasing
+	releasing map[string]bool
+}
+
+// pass does everything once. An error of one part does not keep the others from
+// running, the loss of the election does.
+func (t *term) pass(ctx context.Context) error {
+	records := t.fx.All()
+	fleet := t.fx.Fleet()
+	var errs []error
+	for _, part := range []func(context.Context, []store.Record, placement.Fleet) error{t.unfinished, t.deadNodes, t.reconcile, t.retain} {
+		err := part(ctx, records, fleet)
+		if errors.Is(err, store.ErrFenced) || ctx.Err() != nil {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// unfinished takes over assigned records that nobody finishes.
+func (t *term) unfinished(ctx context.Context, records []store.Record, _ placement.Fleet) error {
+	var living map[string]bool
+	for _, r := range records {
+		if r.State != placement.Assigned || r.Owner == t.cfg.Instance {
+			continue
+		}
+		if living == nil {
+			var err error
+			if living, err = t.fx.Living(ctx); err != nil {
+				return fmt.Errorf("list coordinators: %w", err)
+			}
+		}
+		if living[r.Owner] && time.Since(r.Created) < r.Request.Timeout()+t.cfg.Overdue {
+			continue
+		}
+		from := r.Owner
+		r.Owner, r.Updated = t.cfg.Instance, time.Now().UTC().Round(0)
+		taken, err := t.fx.Update(ctx, r, t.fence)
+		if errors.Is(err, store.ErrChanged) || errors.Is(err, store.ErrNotFound) {
+			continue // it is alive after all
+		}
+		if err != nil {
+			return fmt.Errorf("take over %s: %w", r.ID, err)
+		}
+		t.cfg.Log.Info("placement taken over", "placement", r.ID, "from", from, "node", r.Node, "attempt", r.Attempt)
+		t.fx.Resume(taken)
+	}
+	return nil
+}
+
+// deadNodes fails ready placements of nodes that have been silent for NodeGone. The
+// clock is this leader's own and runs only while it looks: neither a new leader nor a
+// clock that jumps fails anything at once.
+func (t *term) deadNodes(ctx context.Context, records []store.Record, fleet placement.Fleet) error {
+	now := time.Now()
+	alive := map[string]bool{}
+	for _, n := range fleet.Nodes {
+		alive[n.Node] = n.Alive
+	}
+	named := map[string]bool{}
+	for _, r := range records {
+		if r.State != placement.Ready {
+			continue
+		}
+		named[r.Node] = true
+		if alive[r.Node] {
+			continue
+		}
+		since, known := t.silent[r.Node]
+		if !known {
+			t.silent[r.Node] = now
+			continue
+		}
+		if now.Sub(since) < t.cfg.NodeGone {
+			continue
+		}
+		reason := fmt.Sprintf("node %s has not been heard of for %s", r.Node, now.Sub(since).Round(time.Second))
+		if err := t.finish(ctx, r, placement.Failed, reason, "check the host; place the model again where it should run"); err != nil {
+			return err
+		}
+	}
+	for node := range t.silent {
+		if alive[node] || !named[node] {
+			delete(t.silent, node)
+		}
+	}
+	return nil
+}
+
+// finish writes the end of a placement.
+func (t *term) finish(ctx context.Context, r store.Record, to placement.State, reason, hint string) error {
+	next, err := placement.Move(r.State, to)
+	if err != nil {
+		return err
+	}
+	r.State, r.Reason, r.Hint, r.Updated = next, reason, hint, time.Now().UTC().Round(0)
+	if to == placement.Failed {
+		r.Code = placement.CodeWorkerLost
+	}
+	_, err = t.fx.Update(ctx, r, t.fence)
+	switch {
+	case errors.Is(err, store.ErrChanged), errors.Is(err, store.ErrNotFound):
+		return nil // somebody was faster; the next pass looks again
+	case err != nil:
+		return fmt.Errorf("end %s: %w", r.ID, err)
+	}
+	t.cfg.Log.Info("placement ended by the sweeper", "placement", r.ID, "state", to, "reason", reason)
+	t.cfg.Emit(placement.Event{At: time.Now().UTC(), Node: r.Node, Kind: "placement." + string(to), Placement: r.ID, Worker: r.Worker, Device: r.Device, Message: reason})
+	return nil
+}
+
+// maxDeletes bounds one pass, so that a day's worth does not fall on etcd at once.
+const maxDeletes = 100
+
+// retain deletes records that ended long ago.
+func (t *term) retain(ctx context.Context, records []store.Record, _ placement.Fleet) error {
+	deleted := 0
+	for _, r := range records {
+		if !r.State.Terminal() || time.Since(r.Updated) < t.cfg.Retention || deleted >= maxDeletes {
+			continue
+		}
+		deleted++
+		if err := t.fx.Delete(ctx, r, t.fence); err != nil && !errors.Is(err, store.ErrChanged) {
+			return fmt.Errorf("delete %s: %w", r.ID, err)
+		}
+	}
+	return nil
+}
