@@ -16,7 +16,7 @@ const root = "../.."
 // TestGeneratedFilesAreUpToDate: man pages, REFERENCE.md and completions.
 func TestGeneratedFilesAreUpToDate(t *testing.T) {
 	files := generated()
-	if *update {
+	if *rewrite {
 		require.Equal(t, exitOK, warmctl(t, testConsole(), "docs", "--dir", root).code)
 	}
 	for name, want := range files {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -140,7 +141,7 @@ func socketHint(err error, hint string) string {
 	if os.IsPermission(err) {
 		return "the folder of the socket may not be entered: sudo usermod -aG warmd $USER, then log in again"
 	}
-	if p, ok := err.(*fs.PathError); ok {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		return hint + " (" + p.Err.Error() + ")"
 	}
 	return hint

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 
 	"github.com/urfave/cli/v2"
 
@@ -23,7 +24,9 @@ until Ctrl-C. Without a coordinator the local agent answers for its node.`,
 		run: func(c *call) error {
 			follow := c.flags.Bool("follow")
 			all := []placement.Event{}
+			seen := false
 			each := func(e placement.Event) bool {
+				seen = true
 				switch {
 				case !follow:
 					all = append(all, e)
@@ -35,9 +38,15 @@ until Ctrl-C. Without a coordinator the local agent answers for its node.`,
 				return true
 			}
 			_, who, err := ask(c,
-				func(k *coordapi.Client) (struct{}, error) { return struct{}{}, k.Events(c.ctx, follow, each) },
+				func(k *coordapi.Client) (struct{}, error) {
+					err := k.Events(c.ctx, follow, each)
+					if seen && notReached(err) != "" {
+						err = io.ErrUnexpectedEOF // an agent would begin again from its own first event
+					}
+					return struct{}{}, err
+				},
 				func(k *agentapi.Client) (struct{}, error) { return struct{}{}, k.Events(c.ctx, follow, each) })
-			if err != nil {
+			if err != nil || follow {
 				return err
 			}
 			err = list(c, all, "no events", func() {

@@ -121,7 +121,7 @@ func (f *fake) routes(role string) http.Handler {
 			agentapi.WriteError(w, err)
 			return
 		}
-		fmt.Fprintf(w, "last %s lines of %s\n\x1b[32mINFO\x1b[0m engine up\x07\nno end of line", r.URL.Query().Get("tail"), p.ID)
+		fmt.Fprintf(w, "last %s lines of %s\n\x1b[32mINFO\x1b[0m engine up\x07\n", r.URL.Query().Get("tail"), p.ID)
 	})
 	if local {
 		get("POST /v1/drain", func(*http.Request) (any, error) { return f.drain("n1", true) })
@@ -297,6 +297,19 @@ var scenarios = map[string]func(*scene){
 		}
 	},
 	"gone": func(s *scene) { s.accepted() }, // breaks every time
+	// reset kills the connection once, before it has said anything.
+	"reset": func(s *scene) {
+		if s.try == 1 {
+			panic(http.ErrAbortHandler)
+		}
+		s.accepted()
+		s.ready()
+	},
+	"forced-cold": func(s *scene) {
+		s.p.Tier = placement.TierCold
+		s.send(placement.EventAccepted, 0.01, func(ev *placement.Progress) { ev.Message = "VLLM_USE_V1 is read at import" })
+		s.ready()
+	},
 	"text": func(s *scene) { http.Error(s.w, "bad gateway from a proxy", http.StatusBadGateway) },
 }
 

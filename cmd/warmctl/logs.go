@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -65,7 +66,7 @@ func (c *call) copyLog(r io.Reader) error {
 			if line[len(line)-1] == '\n' {
 				line = line[:len(line)-1]
 			}
-			line = printable(line)
+			line = printable(strings.TrimSuffix(line, "\r"))
 			if c.json {
 				if err := c.printLine(struct {
 					Line string `json:"line"`

@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-var update = flag.Bool("update", false, "rewrite golden files and scripts")
+var rewrite = flag.Bool("rewrite", false, "rewrite golden files and scripts")
 
 // now is the moment at which every test runs.
 var now = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 // and exit code of every command line in it.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script", UpdateScripts: *update, RequireExplicitExec: true, RequireUniqueNames: true,
+		Dir: "testdata/script", UpdateScripts: *rewrite, RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
 			f := newFake(t)
 			env.Setenv("WARMD_SERVER", f.coordinator.URL)
@@ -117,17 +117,17 @@ func (f *fake) console() console {
 	return testConsole("WARMD_SERVER", f.coordinator.URL, "WARMD_AGENT", "unix://"+f.agentSocket)
 }
 
-// golden compares with a file under testdata; -update writes it.
+// golden compares with a file under testdata; -rewrite writes it.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
-	if *update {
+	if *rewrite {
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
 		require.NoError(t, os.WriteFile(path, []byte(got), 0o644))
 	}
 	want, err := os.ReadFile(path)
-	require.NoError(t, err, "write it with go test ./cmd/warmctl -update")
-	require.Equal(t, string(want), got, "if the change is wanted: go test ./cmd/warmctl -update, and read the diff")
+	require.NoError(t, err, "write it with go test ./cmd/warmctl -rewrite")
+	require.Equal(t, string(want), got, "if the change is wanted: go test ./cmd/warmctl -rewrite, and read the diff")
 }
 
 // TestBuildsWithoutCgoAndStartsQuickly is the promise to packagers and to shells

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -70,6 +66,9 @@ func runPlace(c *call) error {
 		if err != nil {
 			return err
 		}
+		if d.Candidates == nil {
+			d.Candidates = []placement.Candidate{} // a list in JSON, also when nobody would
+		}
 		out.Decision = &d
 		if c.flags.Bool("dry-run") && c.json {
 			if err := c.printJSON(d); err != nil {
@@ -83,7 +82,7 @@ func runPlace(c *call) error {
 			return noCandidate(d)
 		}
 	}
-	p, err := c.place(req)
+	p, note, err := c.place(req)
 	if err != nil {
 		return err
 	}
@@ -94,7 +93,7 @@ func runPlace(c *call) error {
 		out.Placement = &p
 		return c.printJSON(out)
 	}
-	c.printPlaced(p)
+	c.printPlaced(p, note)
 	return nil
 }
 
@@ -154,93 +153,6 @@ func placeRequest(c *call) (placement.Request, error) {
 	return r, nil
 }
 
-// answerGrace is how much longer than the placement's own time warmctl waits: the
-// coordinator's answer to a timeout says more than ours could.
-const answerGrace = 10 * time.Second
-
-// followTries bounds how often a broken stream is taken up again.
-const followTries = 6
-
-// place sends the request and follows it. A stream that breaks is taken up again
-// with the same request id, which names the same placement.
-func (c *call) place(req placement.Request) (placement.Placement, error) {
-	wait := "ready"
-	if c.flags.Bool("no-wait") || !c.flags.Bool("wait") {
-		wait = "assigned"
-	}
-	ctx, cancel := context.WithTimeout(c.ctx, req.Timeout()+answerGrace)
-	defer cancel()
-	show := c.newProgress(req.ServedName(), c.flags.Bool("verbose"))
-	defer show.stop()
-
-	var id string
-	each := func(p placement.Progress) {
-		if p.Placement != nil && p.Placement.ID != "" {
-			id = p.Placement.ID
-		}
-		show.line(p)
-	}
-	for try := 1; ; try++ {
-		p, err := onCoordinator(c, func(k *coordapi.Client) (placement.Placement, error) { return k.Place(ctx, req, wait, each) })
-		if p.ID != "" {
-			id = p.ID
-		}
-		if err == nil {
-			return p, nil
-		}
-		if c.ctx.Err() != nil {
-			return p, &exitError{exitInterrupted, goesOn(id, req.ID)}
-		}
-		broken := errors.Is(err, io.ErrUnexpectedEOF) || (notReached(err) != "" && id != "")
-		if !broken || try == followTries || ctx.Err() != nil {
-			show.stop()
-			return p, placeError(err, id, req)
-		}
-		show.note("the connection broke; following the same placement again")
-		select {
-		case <-ctx.Done():
-		case <-time.After(c.Poll):
-		}
-	}
-}
-
-// goesOn says after Ctrl-C what still runs and how to end it.
-func goesOn(id, request string) *placement.Error {
-	if id == "" {
-		return placement.Errorf(placement.CodeInternal, "interrupted; the coordinator may have accepted the request").
-			WithHint("warmctl ps shows it; the request id is %s", request)
-	}
-	return placement.Errorf(placement.CodeInternal, "interrupted; placement %s goes on", id).
-		WithHint("`warmctl describe %s` shows it, `warmctl release %s` ends it", id, id)
-}
-
-// placeError adds to a failure what to look at next.
-func placeError(err error, id string, req placement.Request) error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		e := placement.Errorf(placement.CodeTimeout, "no answer within %s", req.Timeout()+answerGrace)
-		if id != "" {
-			return e.WithHint("`warmctl describe %s` shows where it stands, `warmctl release %s` ends it", id, id)
-		}
-		return e.WithHint("warmctl ps shows whether it was accepted; the request id is %s", req.ID)
-	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return placement.Errorf(placement.CodeUnavailable, "the coordinator went away while placing %s", req.ServedName()).
-			WithHint("warmctl ps shows whether it goes on; the same command with --request-id %s follows it", req.ID)
-	}
-	e := *placement.AsError(err)
-	if id != "" {
-		e.Message = "place " + req.ServedName() + " (" + id + "): " + e.Message
-	}
-	switch {
-	case e.Hint != "":
-	case exitOf[e.Code] == exitNoCapacity && !req.WaitCapacity:
-		e.Hint = "--wait-capacity queues for a slot; warmctl capacity shows what is free"
-	case id != "":
-		e.Hint = fmt.Sprintf("warmctl describe %s, warmctl logs %s", id, id)
-	}
-	return &e
-}
-
 // noCandidate is the error of a dry run that found nobody.
 func noCandidate(d placement.Decision) error {
 	if len(d.Candidates) > 0 {
@@ -279,7 +191,7 @@ func (c *call) printDecision(d placement.Decision) {
 }
 
 // printPlaced prints what to do with a placement.
-func (c *call) printPlaced(p placement.Placement) {
+func (c *call) printPlaced(p placement.Placement, note string) {
 	name := p.Request.ServedName()
 	where := p.Node + "/" + shortDevice(p.Device)
 	if p.State != placement.Ready {
@@ -292,7 +204,7 @@ func (c *call) printPlaced(p placement.Placement) {
 	if p.StartSeconds > 0 {
 		start += ", first token after " + seconds(p.StartSeconds)
 	}
-	fields(c.Out, "  ", "start", start, "note", p.Reason, "endpoint", p.Endpoint, "try", curlLine(p), "phases", "warmctl trace "+p.ID, "release", "warmctl release "+p.ID)
+	fields(c.Out, "  ", "start", start, "note", note, "endpoint", p.Endpoint, "try", curlLine(p), "phases", "warmctl trace "+p.ID, "release", "warmctl release "+p.ID)
 }
 
 // curlLine is a completion request that a shell runs as it stands.

@@ -43,6 +43,29 @@ func TestStreamThatBreaksForEverIsGivenUpWithTheWayBack(t *testing.T) {
 		"  try: warmctl ps shows whether it goes on; the same command with --request-id mine follows it\n", got.err)
 }
 
+// TestConnectionThatDiesBeforeTheFirstLineIsTakenUpAgain: the request may have
+// arrived, so the same id is sent again; a dial that failed is not repeated.
+func TestConnectionThatDiesBeforeTheFirstLineIsTakenUpAgain(t *testing.T) {
+	f := newFake(t)
+	got := warmctl(t, f.console(), "place", "/models/reset")
+	require.Equal(t, exitOK, got.code, got.err)
+	posts := f.posts()
+	require.Len(t, posts, 2)
+	require.Equal(t, posts[0].ID, posts[1].ID)
+
+	con := testConsole("WARMD_SERVER", "127.0.0.1:1")
+	con.Poll = time.Hour
+	require.Equal(t, exitUnavailable, warmctl(t, con, "place", "/models/m").code)
+}
+
+// TestColdStartSaysWhy: what the agent remarks is part of the answer.
+func TestColdStartSaysWhy(t *testing.T) {
+	f := newFake(t)
+	got := warmctl(t, f.console(), "place", "/models/forced-cold")
+	require.Equal(t, exitOK, got.code, got.err)
+	require.Contains(t, got.out, "start     cold, first token after 2.81 s\n  note      VLLM_USE_V1 is read at import\n")
+}
+
 // TestRefusalIsNotRetried: an answer is an answer.
 func TestRefusalIsNotRetried(t *testing.T) {
 	f := newFake(t)
@@ -88,7 +111,9 @@ func TestCtrlCTellsThatThePlacementGoesOn(t *testing.T) {
 			con := f.console()
 			con.Out, con.Err = io.Discard, &errs
 			code := make(chan int, 1)
-			go func() { code <- run(ctx, con, []string{"place", "/models/" + tc.model, "--request-id", "r-1", "--verbose"}) }()
+			go func() {
+				code <- run(ctx, con, []string{"place", "/models/" + tc.model, "--request-id", "r-1", "--verbose"})
+			}()
 			f.wait(t, tc.model)
 			if tc.model == "slow" {
 				require.Eventually(t, func() bool { return strings.Contains(errs.String(), "Load weights") }, 10*time.Second, time.Millisecond)
