@@ -64,11 +64,23 @@ func Add(ctx context.Context, o AddOptions) (Manifest, error) {
 	a := &adder{opts: o, dir: dir, work: filepath.Join(dir, workDir), report: report}
 	m, err := a.run(ctx)
 	if err != nil {
-		return Manifest{}, hint(fmt.Errorf("add runtime %s: %w", o.Name, err),
-			"nothing was added; run the same command again to go on, or `warmd runtime rm %s` to throw the rest away", o.Name)
+		err = fmt.Errorf("add runtime %s: %w", o.Name, err)
+		if a.abandon() {
+			return Manifest{}, err
+		}
+		return Manifest{}, hint(err, "nothing was added; run the same command again to go on, or `warmd runtime rm %s` to throw the rest away", o.Name)
 	}
 	report.say("done", "runtime %s is ready: %s", m.Name, m.describe())
 	return m, nil
+}
+
+// abandon removes an attempt that did nothing worth keeping.
+func (a *adder) abandon() bool {
+	if st, err := readState(a.work); err != nil || len(st.Done) > 0 {
+		return false
+	}
+	_ = os.Remove(filepath.Join(a.opts.Root, a.opts.Name)) // the link of --dir; a folder with files stays
+	return os.RemoveAll(a.dir) == nil
 }
 
 func (m Manifest) describe() string {

@@ -14,7 +14,7 @@ import (
 
 // Finding is something that is wrong with a runtime, and what to do about it.
 type Finding struct {
-	Code    string `json:"code"` // python, engine, profile_key, bytecode, profile, caches, tracing, program
+	Code    string `json:"code"` // manifest, python, engine, profile_key, files, bytecode, tracing, profile, caches, program
 	Message string `json:"message"`
 	Cure    string `json:"cure"`
 	// Fixable says that Fix can do it.
@@ -46,10 +46,8 @@ func Check(ctx context.Context, m Manifest) ([]Finding, error) {
 		return []Finding{f}, nil
 	}
 	out := checkKey(m, found)
-	out = append(out, checkBytecode(m, found)...)
-	if len(found.NoTracing) > 0 {
-		out = append(out, noTracing(m, found))
-	}
+	out = append(out, checkFiles(m, found)...)
+	out = append(out, adoptedFindings(m, found)...)
 	out = append(out, checkProfile(m)...)
 	return append(out, checkCaches(m)...), nil
 }
@@ -106,7 +104,21 @@ func noTracing(m Manifest, found inspection) Finding {
 		Cure: fmt.Sprintf("%s -m pip install '%s'", m.Python, strings.Join(tracing, "' '"))}
 }
 
-// adoptedFindings is what an adopted venv lacks; it is not changed.
+// checkFiles compares the venv with what its installer wrote down.
+func checkFiles(m Manifest, found inspection) []Finding {
+	if found.DamagedCount == 0 {
+		return nil
+	}
+	f := Finding{Code: "files", Message: fmt.Sprintf("%d installed files are gone or changed, %s among them", found.DamagedCount, strings.Join(found.Damaged, ", ")),
+		Cure: fmt.Sprintf("warmd runtime rm %s, then add it again", m.Name)}
+	if m.Adopted {
+		f.Cure = "install those packages again with the tool that made the venv"
+	}
+	return []Finding{f}
+}
+
+// adoptedFindings is what a venv may lack and still work; an adopted one is told
+// so when it is added, because it is not changed.
 func adoptedFindings(m Manifest, found inspection) []Finding {
 	out := checkBytecode(m, found)
 	if len(found.NoTracing) > 0 {

@@ -104,9 +104,13 @@ func engineEnv(dir, python, device string, cores int) map[string]string {
 }
 
 // ProfileKeyOf is the sha256 over everything that a parked process cannot change:
-// two runtimes with one key are exchangeable. The runtime's folder is taken out of
-// values, so that the same install on two hosts has the same key.
+// two runtimes with one key are exchangeable. Where the runtime and its venv lie is
+// taken out of values, so that the same install on two hosts has the same key.
 func ProfileKeyOf(m Manifest) string {
+	places := strings.NewReplacer()
+	if m.Dir != "" && m.Python != "" { // the first pair that matches wins: the venv is often inside
+		places = strings.NewReplacer(filepath.Dir(filepath.Dir(m.Python)), "{venv}", m.Dir, "{dir}")
+	}
 	h := sha256.New()
 	line := func(k, v string) { fmt.Fprintf(h, "%d %s=%d %s\n", len(k), k, len(v), v) }
 	line("engine", m.Engine+" "+m.Version)
@@ -114,11 +118,7 @@ func ProfileKeyOf(m Manifest) string {
 	line("python", m.PythonVersion)
 	line("torch", m.TorchVersion)
 	for _, k := range slices.Sorted(maps.Keys(m.ImportEnv)) {
-		v := m.ImportEnv[k]
-		if m.Dir != "" {
-			v = strings.ReplaceAll(v, m.Dir, "{dir}")
-		}
-		line("env "+k, v)
+		line("env "+k, places.Replace(m.ImportEnv[k]))
 	}
 	for _, p := range slices.Sorted(slices.Values(m.Plugins)) {
 		line("plugin", p)

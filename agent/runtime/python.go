@@ -98,10 +98,12 @@ type inspection struct {
 	NoTracing    []string `json:"no_tracing"`    // modules of vLLM's tracing that are missing
 	Sources      int      `json:"sources"`       // .py files of package vllm
 	Uncompiled   int      `json:"uncompiled"`    // how many of them have no bytecode
+	Damaged      []string `json:"damaged"`       // installed files that are gone or of another size, the first few
+	DamagedCount int      `json:"damaged_count"`
 }
 
 const inspectPython = `
-import importlib.metadata as md, importlib.util as u, json, os, platform, sys
+import csv, importlib.metadata as md, importlib.util as u, json, os, platform
 def version(n):
     try: return md.version(n)
     except Exception: return ""
@@ -123,6 +125,17 @@ if s is not None and s.submodule_search_locations:
             if f.endswith(".py"):
                 r["sources"] += 1
                 r["uncompiled"] += not os.path.exists(u.cache_from_source(os.path.join(root, f)))
+r.update(damaged=[], damaged_count=0)
+for d in md.distributions():
+    for row in csv.reader((d.read_text("RECORD") or "").splitlines()):
+        if len(row) != 3 or not row[2] or row[0].endswith(".pyc"):
+            continue
+        f = os.path.normpath(str(d.locate_file(row[0])))
+        try: bad = os.stat(f).st_size != int(row[2])
+        except OSError: bad = True
+        if bad:
+            r["damaged_count"] += 1
+            r["damaged"] += [f][:5 - len(r["damaged"])]
 print(json.dumps(r))
 `
 

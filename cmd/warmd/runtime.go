@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -84,9 +85,18 @@ func addRuntime(c *cli.Context) error {
 	})
 	show.end()
 	if err != nil {
-		return err
+		return interrupted(err)
 	}
 	return printAs(c, m, func() { fmt.Fprintf(c.App.Writer, "runtime %s is ready in %s\n", m.Name, m.Dir) })
+}
+
+// interrupted makes an interrupt a failure: a signal is how a daemon ends, but what
+// was to be done here is not done.
+func interrupted(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return cli.Exit(err.Error(), 130)
+	}
+	return err
 }
 
 func envPairs(list []string) (map[string]string, error) {
@@ -206,7 +216,7 @@ func checkOne(c *cli.Context, name string) (checkedRuntime, error) {
 		m, err = runtime.Fix(c.Context, m, findings, show.step)
 		show.end()
 		if err != nil {
-			return r, err
+			return r, interrupted(err)
 		}
 		if findings, err = runtime.Check(c.Context, m); err != nil {
 			return r, err
@@ -218,6 +228,9 @@ func checkOne(c *cli.Context, name string) (checkedRuntime, error) {
 }
 
 func printChecks(c *cli.Context, results []checkedRuntime) {
+	if len(results) == 0 {
+		fmt.Fprintf(c.App.ErrWriter, "no runtime in %s\n", c.String("root"))
+	}
 	for _, r := range results {
 		if r.OK {
 			fmt.Fprintf(c.App.Writer, "%s: ok\n", r.Name)
@@ -271,7 +284,7 @@ func allArgs(c *cli.Context) (words, rest []string, err error) {
 			}
 		}
 		if err := set.Parse(args); err != nil {
-			return nil, nil, cli.Exit(fmt.Sprintf("%v; warmd %s --help lists the flags", err, c.Command.HelpName), 2)
+			return nil, nil, cli.Exit(fmt.Sprintf("%v; %s --help lists the flags", err, c.Command.HelpName), 2)
 		}
 		if err := carry(c, set); err != nil {
 			return nil, nil, err
