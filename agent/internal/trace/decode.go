@@ -30,11 +30,7 @@ func decode(body []byte) ([]span, error) {
 		if num != 1 { // resource_spans
 			return nil
 		}
-		b, err := v.message()
-		if err != nil {
-			return err
-		}
-		return resourceSpans(b, &out)
+		return resourceSpans(v, &out)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBody, err)
@@ -42,10 +38,10 @@ func decode(body []byte) ([]span, error) {
 	return out, nil
 }
 
-func resourceSpans(b []byte, out *[]span) error {
+func resourceSpans(v value, out *[]span) error {
 	var kind, module string
 	// The resource may stand after its spans: look for it first.
-	err := fields(b, func(num protowire.Number, v value) error {
+	err := v.fields(func(num protowire.Number, v value) error {
 		if num != 1 { // resource
 			return nil
 		}
@@ -66,32 +62,28 @@ func resourceSpans(b []byte, out *[]span) error {
 	if err != nil {
 		return err
 	}
-	return fields(b, func(num protowire.Number, v value) error {
+	return v.fields(func(num protowire.Number, v value) error {
 		if num != 2 { // scope_spans
 			return nil
 		}
-		b, err := v.message()
-		if err != nil {
-			return err
-		}
 		scope := ""
-		err = fields(b, func(num protowire.Number, v value) error {
+		err := v.fields(func(num protowire.Number, v value) error {
 			if num != 1 { // scope
 				return nil
 			}
-			return v.fields(func(num protowire.Number, v value) (err error) {
+			return v.fields(func(num protowire.Number, v value) error {
 				if num == 1 { // name
-					scope, err = v.text()
+					v.text(&scope)
 				}
-				return err
+				return nil
 			})
 		})
 		if err != nil {
 			return err
 		}
 		proc := procOf(kind, module, scope)
-		return fields(b, func(num protowire.Number, v value) error {
-			if num != 2 { // spans
+		return v.fields(func(num protowire.Number, v value) error {
+			if num != 2 || v.typ != protowire.BytesType { // spans
 				return nil
 			}
 			s, ok, err := oneSpan(v)
@@ -112,22 +104,22 @@ func resourceSpans(b []byte, out *[]span) error {
 // ignore it.
 func oneSpan(v value) (s span, ok bool, err error) {
 	var trace, id, parent []byte
-	err = v.fields(func(num protowire.Number, v value) (err error) {
+	err = v.fields(func(num protowire.Number, v value) error {
 		switch num {
 		case 1:
-			trace, err = v.message()
+			v.raw(&trace)
 		case 2:
-			id, err = v.message()
+			v.raw(&id)
 		case 4:
-			parent, err = v.message()
+			v.raw(&parent)
 		case 5:
-			s.name, err = v.text()
+			v.text(&s.name)
 		case 7:
-			s.start, err = v.fixed64()
+			v.fixed64(&s.start)
 		case 8:
-			s.end, err = v.fixed64()
+			v.fixed64(&s.end)
 		}
-		return err
+		return nil
 	})
 	ok = len(trace) == len(s.trace) && len(id) == len(s.id) && (len(parent) == 0 || len(parent) == len(s.parent))
 	copy(s.trace[:], trace)
@@ -138,23 +130,29 @@ func oneSpan(v value) (s span, ok bool, err error) {
 
 // keyValue reads an attribute with a string value; any other value reads empty.
 func keyValue(v value) (key, val string, err error) {
-	err = v.fields(func(num protowire.Number, v value) (err error) {
+	err = v.fields(func(num protowire.Number, v value) error {
 		switch num {
 		case 1: // key
-			key, err = v.text()
+			v.text(&key)
 		case 2: // value
-			err = v.fields(func(num protowire.Number, v value) (err error) {
+			return v.fields(func(num protowire.Number, v value) error {
 				if num == 1 { // string_value
-					val, err = v.text()
-				} else if num <= 8 { // another member of the oneof
+					v.text(&val)
+				} else if typ, ok := otherValues[num]; ok && v.typ == typ {
 					val = ""
 				}
-				return err
+				return nil
 			})
 		}
-		return err
+		return nil
 	})
 	return key, val, err
+}
+
+// otherValues are the other members of the oneof in AnyValue: the last one counts.
+var otherValues = map[protowire.Number]protowire.Type{
+	2: protowire.VarintType, 3: protowire.VarintType, 4: protowire.Fixed64Type,
+	5: protowire.BytesType, 6: protowire.BytesType, 7: protowire.BytesType, 8: protowire.VarintType,
 }
 
 // procOf says which process a span is of. vLLM names the kind of its engine and
@@ -177,41 +175,37 @@ func procOf(kind, module, scope string) string {
 	return "engine"
 }
 
-// value is one field on the wire.
+// value is one field on the wire. Its readers leave their target alone when the
+// wire type is another than they want: protobuf takes such a field for unknown.
 type value struct {
 	typ   protowire.Type
 	bytes []byte // length-delimited content
 	bits  uint64 // fixed64
 }
 
-func (v value) message() ([]byte, error) {
-	if v.typ != protowire.BytesType {
-		return nil, fmt.Errorf("wire type %d where bytes belong", v.typ)
+func (v value) raw(to *[]byte) {
+	if v.typ == protowire.BytesType {
+		*to = v.bytes
 	}
-	return v.bytes, nil
 }
 
-func (v value) text() (string, error) {
-	b, err := v.message()
-	if len(b) > 4096 { // no name of ours; do not copy it
-		b = b[:4096]
+func (v value) text(to *string) {
+	if v.typ == protowire.BytesType {
+		*to = string(v.bytes[:min(len(v.bytes), 4096)]) // no name of ours is longer: do not copy it
 	}
-	return string(b), err
 }
 
-func (v value) fixed64() (uint64, error) {
-	if v.typ != protowire.Fixed64Type {
-		return 0, fmt.Errorf("wire type %d where fixed64 belongs", v.typ)
+func (v value) fixed64(to *uint64) {
+	if v.typ == protowire.Fixed64Type {
+		*to = v.bits
 	}
-	return v.bits, nil
 }
 
 func (v value) fields(f func(protowire.Number, value) error) error {
-	b, err := v.message()
-	if err != nil {
-		return err
+	if v.typ != protowire.BytesType {
+		return nil
 	}
-	return fields(b, f)
+	return fields(v.bytes, f)
 }
 
 // fields calls f for each field of a message.

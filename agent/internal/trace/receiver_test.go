@@ -210,7 +210,6 @@ func TestBadBodiesAreRefusedWithAReason(t *testing.T) {
 		"torn gzip":      {pack(t, good)[:20], []string{"Content-Encoding", "gzip"}, 400, "read body"},
 		"not protobuf":   {[]byte("\xff\xff\xff"), nil, 400, "not an OTLP trace request"},
 		"torn protobuf":  {good[:len(good)-1], nil, 400, "not an OTLP trace request"},
-		"wrong types":    {[]byte{0x08, 0x01}, nil, 400, "not an OTLP trace request"},
 		"oversize":       {make([]byte, maxBody+1), nil, 413, "smaller batches"},
 		"gzip bomb":      {pack(t, make([]byte, 10*maxBody)), []string{"Content-Encoding", "gzip"}, 413, "smaller batches"},
 		"too many spans": {marshal(t, many)[:], []string{}, 400, "more than 8192 spans"},
@@ -297,7 +296,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			for _, ss := range rs.GetScopeSpans() {
 				for _, s := range ss.GetSpans() {
-					w := span{name: s.GetName(), proc: procOf(kind, module, ss.GetScope().GetName()), start: s.GetStartTimeUnixNano(), end: s.GetEndTimeUnixNano()}
+					w := span{name: s.GetName()[:min(len(s.GetName()), 4096)], proc: procOf(kind, module, ss.GetScope().GetName()), start: s.GetStartTimeUnixNano(), end: s.GetEndTimeUnixNano()}
 					if len(s.GetTraceId()) != 16 || len(s.GetSpanId()) != 8 || (len(s.GetParentSpanId()) != 0 && len(s.GetParentSpanId()) != 8) {
 						continue
 					}
