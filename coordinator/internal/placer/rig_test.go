@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	agentapi "warmd/agent/api"
 	"warmd/coordinator/internal/agenttest"
 	"warmd/coordinator/internal/store"
 	"warmd/placement"
@@ -44,6 +45,14 @@ func (e *effects) Create(ctx context.Context, r store.Record, f store.Fence) (st
 func (e *effects) Update(ctx context.Context, r store.Record, f store.Fence) (store.Record, error) {
 	e.step("update " + string(r.State))
 	return e.Mem.Update(ctx, r, f)
+}
+
+func (e *effects) Claim(ctx context.Context, node, addr, id string, c agentapi.Claim, each func(placement.Progress) bool) error {
+	e.step("claim")
+	return e.Nodes.Claim(ctx, node, addr, id, c, func(l placement.Progress) bool {
+		e.step("line " + l.Event)
+		return ctx.Err() == nil && each(l)
+	})
 }
 
 // rig is one store, one fleet, and any number of placers over them.
