@@ -49,6 +49,18 @@ func (r *Runtime) discover(ctx context.Context) {
 
 // clear removes what a dead generation left behind, once no worker of it lives.
 func (r *Runtime) clear(ctx context.Context, n int) {
+	r.mu.Lock()
+	g, mine := r.gens[n], 0
+	for _, w := range r.workers {
+		if w.gen == n {
+			mine++
+		}
+	}
+	followed := g != nil && g.state != genGone
+	r.mu.Unlock()
+	if followed || mine > 0 {
+		return
+	}
 	for _, rec := range r.onDisk(ctx, n) {
 		if len(rec.living()) > 0 {
 			return
@@ -207,5 +219,3 @@ func (r *Runtime) workerDir(n int, id string) string { return filepath.Join(r.ge
 func (r *Runtime) halfSocket(n int, id, role string) string {
 	return filepath.Join(r.workerDir(n, id), role+".sock")
 }
-
-func (r *Runtime) logPath(id string) string { return filepath.Join(r.cfg.LogDir, id+".log") }

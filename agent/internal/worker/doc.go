@@ -22,7 +22,8 @@
 //	RUN/NAME.GEN/ID/engine.sock     control sockets of worker ID (a pair)
 //	RUN/NAME.GEN/ID/api.sock
 //	RUN/NAME.GEN/ID/worker.json     its Record
-//	LOG/NAME.GEN.log, LOG/ID.log    what they print
+//	LOG/NAME/ID.log                 what the worker prints
+//	LOG/NAME/zygote.GEN.log         what the zygote prints; the newest keptLogs are kept
 //
 // # Who writes what
 //

@@ -65,6 +65,9 @@ func (g *generation) run(ctx context.Context) {
 		}
 	})
 	g.settled()
+	if ctx.Err() == nil {
+		g.rt.clear(ctx, g.n)
+	}
 }
 
 func (g *generation) follow(ctx context.Context) error {

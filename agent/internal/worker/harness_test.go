@@ -51,7 +51,7 @@ func newHost(t *testing.T) *host {
 		defer cancel()
 		require.NoError(t, r.Shutdown(ctx), "cleanup")
 		if t.Failed() {
-			logs, _ := filepath.Glob(dir + "/log/*")
+			logs, _ := filepath.Glob(dir + "/log/*/*")
 			for _, f := range logs {
 				t.Logf("%s:\n%s", f, tail(f, 40))
 			}

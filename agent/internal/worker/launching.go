@@ -31,7 +31,7 @@ func (r *Runtime) unit(n int, kind string) Unit {
 	dir := r.genDir(n)
 	u := Unit{
 		Runtime: r.name, Generation: n, Env: m.Environ(), Dir: dir,
-		Log: filepath.Join(r.cfg.LogDir, filepath.Base(dir)+".log"), Socket: filepath.Join(dir, zygoteSocket),
+		Log: filepath.Join(r.logDir(), zygoteLog(n)), Socket: filepath.Join(dir, zygoteSocket),
 	}
 	u.Argv = append(r.command(kind), "--socket", u.Socket, "--generation", strconv.Itoa(n))
 	return u
@@ -129,19 +129,13 @@ func (r *Runtime) newGeneration(n int, kind string) *generation {
 func (r *Runtime) launch(ctx context.Context, kind string) (*generation, error) {
 	r.launching.Lock()
 	defer r.launching.Unlock()
-	n := 1
+	n := r.freeNumber()
 	r.mu.Lock()
 	if r.closing || r.over {
 		r.mu.Unlock()
 		return nil, fmt.Errorf("start zygote of %s: %w", r.name, ErrNotRunning)
 	}
-	for have := range r.gens {
-		n = max(n, have+1)
-	}
 	r.mu.Unlock()
-	if ns := r.generations(); len(ns) > 0 {
-		n = max(n, ns[len(ns)-1]+1)
-	}
 	for {
 		err := os.Mkdir(r.genDir(n), 0o770)
 		if err == nil {
@@ -152,6 +146,10 @@ func (r *Runtime) launch(ctx context.Context, kind string) (*generation, error) 
 		}
 		n++
 	}
+	r.mu.Lock()
+	r.lastGen = n
+	r.mu.Unlock()
+	r.pruneLogs()
 	g := r.newGeneration(n, kind)
 	g.launched, g.print = true, r.fingerprint(kind)
 	g.saveUnit()
@@ -162,6 +160,17 @@ func (r *Runtime) launch(ctx context.Context, kind string) (*generation, error) 
 	r.log.Info("zygote started", "generation", n, "kind", kind)
 	r.add(g)
 	return g, nil
+}
+
+// freeNumber is above every generation that left a folder or a log.
+func (r *Runtime) freeNumber() int {
+	r.mu.Lock()
+	n := r.lastGen + 1
+	r.mu.Unlock()
+	if ns := r.generations(); len(ns) > 0 {
+		n = max(n, ns[len(ns)-1]+1)
+	}
+	return n
 }
 
 // add makes a generation known and follows it.

@@ -151,6 +151,10 @@ func (w *Worker) bury() {
 	if err := os.RemoveAll(w.dir()); err != nil {
 		w.rt.log.Warn("worker folder not removed", "worker", w.id, "err", err)
 	}
+	w.rt.task(func(ctx context.Context) { // the last worker of a dead generation takes its folder along
+		w.rt.clear(ctx, w.gen)
+		w.rt.pruneLogs()
+	})
 	w.events.send(Event{Kind: EventDead, Message: w.cause, Detail: tail(w.log, 20)})
 	w.publish()
 	close(w.done)

@@ -167,6 +167,7 @@ func TestRealVLLM(t *testing.T) {
 		t.Skip("WARMD_TEST_PYTHON is not set: no vLLM to test with")
 	}
 	h := pythonHost(t, runtime.KindVLLM, python)
+	cpuEngine(t, h)
 	model := filepath.Join(h.dir, "model")
 	gen := exec.Command(python, filepath.Join(h.scripts, "modelgen.py"), model)
 	gen.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + h.dir}
@@ -215,6 +216,34 @@ func TestRealVLLM(t *testing.T) {
 	defer f.Close()
 	require.NoError(t, other.Load(within(t, 10*time.Second), LoadSpec{Placement: "p2", Attempt: 1, Listener: f, Argv: []string{"--model", "/nonexistent/model"}}))
 	t.Log(waitDead(t, other, time.Minute).Message)
+}
+
+// cpuEngine is the environment that a CPU runtime needs to start at all.
+func cpuEngine(t *testing.T, h *host) {
+	t.Helper()
+	cache := filepath.Join(h.dir, "cache")
+	for k, v := range map[string]string{
+		"PATH": filepath.Dir(h.manifest.Python) + ":/usr/bin:/bin", "HOME": cache, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2",
+		"TORCHDYNAMO_DISABLE": "1", "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
+		"HF_HUB_OFFLINE": "1", "VLLM_CACHE_ROOT": cache, "HF_HOME": cache + "/hf",
+	} {
+		h.manifest.Env[k] = v
+	}
+	require.NoError(t, os.MkdirAll(cache, 0o755))
+	ask := exec.Command(h.manifest.Python, "-c", "import importlib.metadata as m; print(m.version('vllm'))")
+	ask.Env = h.manifest.Environ()
+	out, err := ask.CombinedOutput()
+	require.NoError(t, err, "WARMD_TEST_PYTHON=%s has no vLLM: %s", h.manifest.Python, out)
+	version := strings.TrimSpace(string(out))
+	if strings.Contains(version, "cpu") {
+		return
+	}
+	// Some builds for CPU say so in their file name only, and vLLM looks at the version.
+	info := filepath.Join(h.dir, "site", "vllm-"+version+"+cpu.dist-info")
+	require.NoError(t, os.MkdirAll(info, 0o755))
+	meta := "Metadata-Version: 2.1\nName: vllm\nVersion: " + version + "+cpu\n"
+	require.NoError(t, os.WriteFile(filepath.Join(info, "METADATA"), []byte(meta), 0o644))
+	h.manifest.Env["PYTHONPATH"] = filepath.Dir(info)
 }
 
 // complete asks for tokens; the request queues in the backlog until the engine

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -34,14 +35,18 @@ func (r *Runtime) extinguish(ctx context.Context, gen int, roots []Proc) bool {
 		if len(left) == 0 {
 			return true
 		}
+		var kills sync.WaitGroup // at once: a zygote that hangs must not cost its timeout per process
 		for _, p := range left {
 			if isTracker(p) && time.Since(began) < trackerTime {
 				continue
 			}
-			if err := r.signal(ctx, gen, p, syscall.SIGKILL); err != nil && !errors.Is(err, ErrGone) && round%20 == 0 {
-				r.log.Error("process cannot be killed yet", "process", p, "err", err)
-			}
+			kills.Go(func() {
+				if err := r.signal(ctx, gen, p, syscall.SIGKILL); err != nil && !errors.Is(err, ErrGone) && round%20 == 0 {
+					r.log.Error("process cannot be killed yet", "process", p, "err", err)
+				}
+			})
 		}
+		kills.Wait()
 		if !awaitAll(ctx, left, min(250*time.Millisecond, 20*time.Millisecond<<min(round, 4))) {
 			return false
 		}

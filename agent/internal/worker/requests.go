@@ -75,12 +75,13 @@ func (w *Worker) abandon(err error) {
 	w.killWithin(0)
 }
 
-// served moves a cold worker on.
+// served moves a cold worker on. A pair says itself that it serves; its word may
+// come a moment after the caller's probe was answered.
 func (w *Worker) served() error {
 	switch {
-	case w.state == Serving:
+	case w.state == Serving, w.state == Loading && !w.cold:
 		return nil
-	case w.state != Loading || !w.cold:
+	case w.state != Loading:
 		return &StateError{Worker: w.id, Request: "mark", State: w.state, Placement: w.rec.Placement}
 	}
 	w.move(Serving)

@@ -74,6 +74,7 @@ type Runtime struct {
 	workers map[string]*Worker
 	down    bool   // between two starts of a zygote that fails
 	problem string // why the last zygote is gone; "" once one is up
+	lastGen int    // the highest number given out: a log is never another generation's, too
 }
 
 // NewRuntime starts nothing.
@@ -123,7 +124,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 
 // prepare refuses what can never work, with the name of what to change.
 func (r *Runtime) prepare() error {
-	for _, dir := range []string{r.cfg.RunDir, r.cfg.LogDir} {
+	for _, dir := range []string{r.cfg.RunDir, r.logDir()} {
 		if err := os.MkdirAll(dir, 0o770); err != nil {
 			return fmt.Errorf("prepare runtime %s: %w", r.name, err)
 		}
@@ -274,13 +275,16 @@ func (r *Runtime) current(kind string) (best *generation, closing bool) {
 	return best, r.closing
 }
 
+// killTime is what a zygote gets to answer a kill; the next one is asked then.
+const killTime = 300 * time.Millisecond
+
 // signal reaches a process of any generation: through the zygote that started it,
 // through any other (an agent may not signal another user's processes), or by
 // ourselves when no zygote is up.
 func (r *Runtime) signal(ctx context.Context, gen int, p Proc, sig syscall.Signal) error {
 	var refused error
 	for _, c := range r.conns(gen) {
-		ask, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		ask, cancel := context.WithTimeout(ctx, killTime)
 		err := c.kill(ask, p, sig)
 		cancel()
 		if err == nil || errors.Is(err, ErrGone) {

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"os"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -245,4 +246,47 @@ func TestShutdownProvesEverythingGone(t *testing.T) {
 			require.ErrorIs(t, err, ErrNotRunning)
 		}
 	}
+}
+
+func TestHungZygoteDelaysNoDeathAndNoStop(t *testing.T) {
+	h := fakeHost(t)
+	r, _ := h.agent()
+	dies, stops := h.fork(r, "dies", "FAKE_GRANDCHILD=1"), h.fork(r, "stops", "FAKE_GRANDCHILD=1")
+	serve(t, dies, "p1")
+	zygote, _ := FindProc(r.Status().PID)
+	require.NoError(t, zygote.Signal(syscall.SIGSTOP))
+	require.NoError(t, dies.Record().API.Signal(syscall.SIGKILL))
+	e := next(t, dies, time.Second, func(e Event) bool { return e.Kind == EventError })
+	require.Contains(t, e.Message, "API server ended")
+	waitDead(t, dies, 2*time.Second)
+	require.NoError(t, stops.Stop(within(t, 5*time.Second), 0))
+	requireGone(t, append(procsOf(dies), procsOf(stops)...)...)
+}
+
+func TestGenerationThatCannotStartLeavesNoFolderAndKeepsItsLog(t *testing.T) {
+	h := fakeHost(t, "FAKE_ZYGOTE_DIES=ImportError: no module named vllm")
+	r, _ := h.agent()
+	waitZygote(t, r, func(s RuntimeStatus) bool { return s.Zygote == ZygoteDown })
+	first := r.unit(1, "").Log
+	require.FileExists(t, first)
+	waitZygote(t, r, func(s RuntimeStatus) bool { return s.Zygote == ZygoteDown && r.freeNumber() > 2 })
+	require.NoDirExists(t, r.genDir(1))
+	require.Contains(t, tail(first, 1), "no module named vllm", "a later generation writes elsewhere")
+}
+
+func TestOldLogsGoButNotThoseOfTheLiving(t *testing.T) {
+	h := fakeHost(t)
+	r, _ := h.agent()
+	w := h.fork(r, "living")
+	old := time.Now().Add(-time.Hour)
+	require.NoError(t, os.Chtimes(w.Info().LogPath, old.Add(-time.Hour), old.Add(-time.Hour)))
+	for i := range keptLogs + 5 {
+		path := r.logPath("gone-" + strconv.Itoa(1000+i))
+		require.NoError(t, os.WriteFile(path, nil, 0o600))
+		require.NoError(t, os.Chtimes(path, old, old.Add(time.Duration(i)*time.Second)))
+	}
+	r.pruneLogs()
+	require.FileExists(t, w.Info().LogPath)
+	require.NoFileExists(t, r.logPath("gone-1004"))
+	require.FileExists(t, r.logPath("gone-1005"))
 }
