@@ -66,9 +66,7 @@ def main(half, load):
             },
         )
 
-    uvloop.run(serve())
-    if half.state != "draining":
-        raise RuntimeError("vLLM's API server ended by itself: see its log")
+    uvloop.run(serve())  # returns after a drain, and after a SIGTERM
 
 
 def _dial(sock):
@@ -105,13 +103,9 @@ def _drain(half, loop_box, grace_ms):
     if server is None or not loop_box:
         return False
 
-    def cut():
-        half._exit_code = 0  # the control thread ends the process
-        half.server.emit({"ev": "state", "state": "draining", "t_ns": now()})
-
     loop_box[0].call_soon_threadsafe(lambda: setattr(server, "should_exit", True))
     if grace_ms and grace_ms > 0:
-        timer = threading.Timer(grace_ms / 1000, cut)
+        timer = threading.Timer(grace_ms / 1000, half.end, (0,))
         timer.daemon = True
         timer.start()
     return True

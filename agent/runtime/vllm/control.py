@@ -58,6 +58,7 @@ class Server:
         self._watches = {}
         self._outbox = collections.deque()
         self._wake_r, self._wake_w = process.wake_pair()
+        self._deaf_until = 0.0
         self.listener = _listen(path, mode)
 
     # -- called by anybody
@@ -65,6 +66,10 @@ class Server:
     def emit(self, event):
         """Queues an event for every client that said hello. Safe from any thread."""
         self._outbox.append(event)
+        self.wake()
+
+    def wake(self):
+        """Makes a step() that waits in another thread return."""
         try:
             self._wake_w.send(b"e")
         except (BlockingIOError, OSError):
@@ -83,7 +88,10 @@ class Server:
         """One round: waits for input at most `timeout` seconds, reads, handles, writes."""
         self._deliver()
         poll = select.poll()  # no kernel state, unlike epoll: a forked child cannot disturb its parent's set
-        poll.register(self.listener, select.POLLIN)
+        if time.monotonic() >= self._deaf_until:
+            poll.register(self.listener, select.POLLIN)
+        else:
+            timeout = 1 if timeout is None else min(1, timeout)
         poll.register(self._wake_r, select.POLLIN)
         for fd in self._watches:
             poll.register(fd, select.POLLIN)
@@ -126,7 +134,8 @@ class Server:
             sock, _ = self.listener.accept()
         except (BlockingIOError, ConnectionError):
             return
-        except OSError as e:  # out of fds: let the client wait in the backlog rather than spin without a word
+        except OSError as e:  # out of fds: the client waits in the backlog, and we do not spin over it
+            self._deaf_until = time.monotonic() + 1
             print(f"warmd: control accept: {e}", file=sys.stderr, flush=True)
             return
         if len(self.clients) >= MAX_CLIENTS:

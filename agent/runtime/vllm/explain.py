@@ -9,6 +9,7 @@ import json
 import os
 import re
 import struct
+import sys
 import traceback
 
 _VAGUE = re.compile(
@@ -17,8 +18,8 @@ _VAGUE = re.compile(
 _LOGGED = re.compile(r"(?:^|\s)((?:[A-Za-z_][\w.]*)?(?:Error|Exception|Exit|Interrupt)): (\S.*)$")
 
 
-def message(exc, load=None, version=None):
-    """The one line. `load` is the request, `version` vLLM's."""
+def message(exc, load=None):
+    """The one line about a failed `load` request."""
     found = look_at_model(model_of(load))
     if found:
         return found
@@ -94,6 +95,8 @@ def _look_at_architecture(config, parsed):
     names = parsed.get("architectures") if isinstance(parsed, dict) else None
     if not names:
         return f"{config} names no architectures"
+    if "vllm" not in sys.modules:  # not worth an import of ten seconds; in a worker it is there
+        return None
     try:
         from vllm.model_executor.models.registry import ModelRegistry
 

@@ -48,9 +48,10 @@ class Half:
 
     # -- the life of a half
 
-    def run(self, role_main):
-        """Parks, loads, serves. Returns the exit code of the process."""
+    def run(self, prepare, role_main):
+        """Prepares, parks, loads, serves. Returns the exit code of the process."""
         try:
+            prepare(self)
             while self.load is None:
                 self.server.step()
                 self._obey()
@@ -80,18 +81,23 @@ class Half:
     def _end_control_thread(self):
         self._stop = True
         if self._thread:
-            self.server.emit({"ev": "state", "state": self.state, "t_ns": now()})
+            self.server.wake()
             self._thread.join(2)
         self.server.flush(1)
 
     def _fail(self, exc):
         """Says in one line what went wrong; the full story goes to the log and, shortened, to the agent."""
         traceback.print_exception(exc)
-        message = explain.message(exc, self.load, self.adapter and self.adapter.version)
-        self.error = {"code": "load_failed", "message": message}
-        print(f"warmd: load failed: {message}", file=sys.stderr, flush=True)
+        message = explain.message(exc, self.load)
+        self.error = {"code": "load_failed" if self.load else "internal", "message": message}
+        print(f"warmd: {self.error['code']}: {message}", file=sys.stderr, flush=True)
         self.server.emit({"ev": "error", **self.error, "detail": explain.detail(exc)})
         return 1
+
+    def end(self, code):
+        """Asks the control thread to end this process, after what it still owes its clients."""
+        self._exit_code = code
+        self.server.wake()
 
     def leave(self, code):
         """Ends this process now, from any thread, and everything it started."""
@@ -110,6 +116,8 @@ class Half:
         return op(client, msg)
 
     def _op_hello(self, client, msg):
+        if msg.get("proto") != control.PROTO:
+            raise control.Refused("unsupported", f"this worker speaks protocol {control.PROTO}, not {msg.get('proto')}")
         return {
             "proto": control.PROTO,
             "worker": self.worker,
@@ -134,11 +142,13 @@ class Half:
             return {}
         if self.state != "warm":
             raise control.Refused("bad_state", f"this half is {self.state} with placement {self.placement}")
+        if len(os.fsencode(msg["dir"])) > 100:  # ipc://DIR/out is a socket path of at most 107 bytes
+            raise control.Refused("bad_request", f"dir is longer than 100 bytes: {msg['dir']}")
+        if self.role == "api" and not client.fds:
+            raise control.Refused("bad_request", "load of the API half needs one listening socket")
+        self._watch_peer(msg["peer"])
         if self.role == "api":
             msg["listen_fd"] = client.take_fd()
-            if msg["listen_fd"] is None:
-                raise control.Refused("bad_request", "load of the API half needs one listening socket")
-        self._watch_peer(msg["peer"])
         self.placement, self.attempt = msg["placement"], msg["attempt"]
         msg["began_ns"] = now()
         self.set_state("loading")

@@ -174,7 +174,11 @@ class Zygote:
                 raise Refused("bad_request", str(e)) from None
             sys.stdout.flush()
             sys.stderr.flush()
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as e:
+                server.close()
+                raise Refused("internal", f"cannot fork: {e}") from None
             if pid == 0:
                 self._become_child(log.fileno())
                 self.child_main = lambda: self._half_main(server, worker, role, msg, asked)
@@ -220,9 +224,8 @@ class Zygote:
             began = halves.now()
             adapter.import_profile(after)
             half.phase("import", began, warm=True)
-        module.prepare(half)
         try:
-            return half.run(module.main)
+            return half.run(module.prepare, module.main)
         finally:
             server.close()
 

@@ -16,7 +16,7 @@ def model(tmp_path):
 
 def why(folder, exc=None):
     load = {"argv": ["--model", str(folder)]}
-    text = explain.message(exc or RuntimeError("Engine core initialization failed. See root cause above."), load, "0.32.0")
+    text = explain.message(exc or RuntimeError("Engine core initialization failed. See root cause above."), load)
     assert "\n" not in text
     return text
 
