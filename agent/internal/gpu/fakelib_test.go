@@ -277,6 +277,11 @@ func TestWatchFindsAGPUThatIsLostWithoutAnEvent(t *testing.T) {
 	assert.Zero(t, got.Xid)
 	f.set("xid", "0 13 4294967295")
 	assert.Equal(t, 13, receive(t, faults).Xid, "the lost GPU is told once, the others are still watched")
+	f.clear("lost.7")
+	got = receive(t, faults)
+	assert.Equal(t, Fault{Device: inv.units[7].ID, Message: "answers again"}, got)
+	f.set("lost.7", "")
+	assert.True(t, receive(t, faults).Fatal, "lost again is news")
 }
 
 func TestLastingErrorOfTheEventWaitIsNoBusyLoop(t *testing.T) {

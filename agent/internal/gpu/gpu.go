@@ -64,7 +64,8 @@ type Process struct {
 	Bytes int64
 }
 
-// Fault is something that went wrong with a device.
+// Fault is something that went wrong with a device, or the end of it: what holds
+// now is the device's Problem.
 //
 // Invariant: Fatal implies that the device carries a Problem: after an Xid until
 // the agent restarts, otherwise until the device answers again.

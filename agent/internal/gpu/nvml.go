@@ -342,8 +342,8 @@ func ask[T any](gate chan struct{}, bound time.Duration, call func() (T, nvml.Re
 	}
 	done := make(chan answer, 1)
 	go func() {
-		defer func() { <-gate }()
 		v, ret := call()
+		<-gate // before the answer: Close takes a full gate for a hung call
 		done <- answer{v, ret}
 	}()
 	select {

@@ -191,7 +191,7 @@ func (w *watcher) concerned(ev nvml.EventData) []*unit {
 }
 
 // look asks every device for its memory, the cheapest question there is and one
-// that it answered before, and reports the ones that have just stopped answering.
+// that it answered before, and reports the ones that have just stopped answering, or begun to again.
 func (w *watcher) look() {
 	w.looked = time.Now()
 	for _, u := range w.units {
@@ -199,8 +199,12 @@ func (w *watcher) look() {
 			continue
 		}
 		_, err := w.measure(u)
-		if err != nil && !w.down[u] {
+		switch {
+		case err != nil && !w.down[u]:
 			w.tell(Fault{Device: u.ID, Fatal: true, Message: err.Error()})
+		case err == nil && w.down[u]:
+			clear(w.told) // were it lost again, that would be news
+			w.tell(Fault{Device: u.ID, Message: "answers again"})
 		}
 		w.down[u] = err != nil
 	}
