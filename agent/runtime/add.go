@@ -357,7 +357,10 @@ func (a *adder) describe(ctx context.Context, m *Manifest) error {
 	m.ImportEnv, m.ProfileKey = importEnv(m.Env), ""
 	m.ProfileKey = ProfileKeyOf(*m)
 	m.Profile, m.Model = profileFile, modelDir
-	return makeCaches(m.Env, a.dir)
+	if err := makeCaches(m.Env, a.dir); err != nil {
+		return err
+	}
+	return parkable(ctx, *m, a.report)
 }
 
 // rehearse runs the rehearsal in the work folder, where its manifest is no

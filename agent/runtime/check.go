@@ -14,7 +14,7 @@ import (
 
 // Finding is something that is wrong with a runtime, and what to do about it.
 type Finding struct {
-	Code    string `json:"code"` // manifest, python, engine, profile_key, files, bytecode, tracing, profile, caches, program
+	Code    string `json:"code"` // manifest, python, vllm, device, engine, profile_key, files, bytecode, tracing, profile, caches, program
 	Message string `json:"message"`
 	Cure    string `json:"cure"`
 	// Fixable says that Fix can do it.
@@ -45,7 +45,11 @@ func Check(ctx context.Context, m Manifest) ([]Finding, error) {
 		}
 		return []Finding{f}, nil
 	}
-	out := checkKey(m, found)
+	out, err := badFacts(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, checkKey(m, found)...)
 	out = append(out, checkFiles(m, found)...)
 	out = append(out, adoptedFindings(m, found)...)
 	out = append(out, checkProfile(m)...)
