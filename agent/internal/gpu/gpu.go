@@ -18,7 +18,8 @@
 //   - A lost GPU makes the event wait fail at once, for ever. [Inventory.Watch]
 //     reports it once and waits longer and longer between tries.
 //
-// Reading order: gpu.go, xid.go, cpu.go, nvml.go, nvml_watch.go.
+// Reading order: gpu.go, xid.go, cpu.go, nvml.go, nvml_find.go, nvml_call.go,
+// nvml_watch.go.
 package gpu
 
 import (
