@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"warmd/agent/api"
-	"warmd/agent/internal/device"
 	"warmd/placement"
 )
 
@@ -24,39 +23,9 @@ func (a *Agent) putPlacement(w http.ResponseWriter, r *http.Request) {
 		api.WriteError(w, err)
 		return
 	}
-	a.follow(w, r, e)
-}
-
-// follow streams a placement's feed until its last line, or until the client goes
-// away; then the guard of the start begins to count.
-func (a *Agent) follow(w http.ResponseWriter, r *http.Request, e *device.Entry) {
-	defer e.Feed.Follow()()
+	// When the client goes away the guard of the start begins to count.
 	lines := api.NewLines(w, http.StatusOK)
-	for i := 0; ; {
-		have, wake := e.Feed.From(i)
-		for n, p := range have {
-			// What follows ready is the end of the placement, not of its start: a
-			// follower that comes late must see that, and not the old news.
-			if p.Event == placement.EventReady && n+1 < len(have) {
-				continue
-			}
-			if lines.Write(p) != nil {
-				return
-			}
-			if p.Event == placement.EventReady {
-				e.Feed.Delivered()
-			}
-			if p.Last() {
-				return
-			}
-		}
-		i += len(have)
-		select {
-		case <-wake:
-		case <-r.Context().Done():
-			return
-		}
-	}
+	_ = e.Feed.Follow(r.Context(), func(p placement.Progress) error { return lines.Write(p) })
 }
 
 func (a *Agent) listPlacements(w http.ResponseWriter, _ *http.Request) {

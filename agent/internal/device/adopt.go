@@ -45,6 +45,8 @@ func (d *Device) AdoptPlacement(c Claim, w Worker, problem error) {
 		l.fate = l.lost(problem)
 	case problem != nil:
 		l.fate = l.failure(problem)
+	case r.Placement.State == placement.Ready:
+		c.Entry.Feed.Add(lastLine(r.Placement, nil, nil))
 	}
 	d.busy[c.Entry.ID] = l
 	c.Entry.owner.Store(d)

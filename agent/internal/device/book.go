@@ -152,9 +152,6 @@ func (b *Book) Restore(r Record) *Entry {
 	p := r.Placement
 	if !p.State.Terminal() {
 		e.Feed.Add(placement.Progress{Event: placement.EventAccepted, Placement: &p, Message: "adopted after a restart of the agent"})
-		if p.State == placement.Ready {
-			e.Feed.Add(lastLine(p, nil, nil))
-		}
 		return e
 	}
 	e.Feed.Add(lastLine(p, e.Record().Error, nil))

@@ -183,7 +183,7 @@ func (l *life) giveBack() {
 				l.d.wg.Go(func() { _ = l.d.stop(p.worker, 0) })
 			}
 		default:
-			l.d.parked = append(l.d.parked, p)
+			l.d.parked = append([]*parked{p}, l.d.parked...) // the oldest again
 		}
 	})
 }

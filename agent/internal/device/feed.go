@@ -1,6 +1,7 @@
 package device
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -50,8 +51,39 @@ func (f *Feed) From(i int) ([]placement.Progress, <-chan struct{}) {
 	return f.lines[min(i, len(f.lines)):], f.wake
 }
 
-// Follow counts a follower until the returned function is called.
-func (f *Feed) Follow() (leave func()) {
+// Follow writes every line to one follower, from the beginning to the last, and
+// counts it as one meanwhile. It returns early when write fails or ctx ends.
+func (f *Feed) Follow(ctx context.Context, write func(placement.Progress) error) error {
+	defer f.join()()
+	for i := 0; ; {
+		have, wake := f.From(i)
+		for n, p := range have {
+			// Behind ready comes the end of the placement only: who comes that late
+			// must hear of the end, not the old news.
+			if p.Event == placement.EventReady && n+1 < len(have) {
+				continue
+			}
+			if err := write(p); err != nil {
+				return err
+			}
+			if p.Event == placement.EventReady {
+				f.wasDelivered()
+			}
+			if p.Last() {
+				return nil
+			}
+		}
+		i += len(have)
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// join counts a follower until the returned function is called.
+func (f *Feed) join() (leave func()) {
 	f.count(1)
 	var once sync.Once
 	return func() { once.Do(func() { f.count(-1) }) }
@@ -64,9 +96,9 @@ func (f *Feed) count(n int) {
 	f.signal()
 }
 
-// Delivered says that the ready line was written to a follower: from then on the
-// placement's record rules, and nobody has to follow any more.
-func (f *Feed) Delivered() {
+// wasDelivered notes that the ready line was written to a follower: from then on
+// the placement's record rules, and nobody has to follow any more.
+func (f *Feed) wasDelivered() {
 	f.mu.Lock()
 	f.delivered = true
 	f.mu.Unlock()

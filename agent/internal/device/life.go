@@ -335,7 +335,7 @@ func (l *life) phase(name, proc string, start time.Time, dur time.Duration) {
 	r := l.e.Record()
 	l.trace.Phase(name, proc, start, dur)
 	ph := placement.Phase{Name: name, Proc: proc, Start: start.Sub(r.Received).Seconds(), Duration: dur.Seconds()}
-	ph.Before = ph.Start+ph.Duration <= 0
+	ph.Before = ph.Start < 0 && ph.Start+ph.Duration <= 0
 	l.e.Feed.Add(placement.Progress{Event: placement.EventPhase, Phase: &ph})
 }
 

@@ -70,7 +70,7 @@ func Plan(targets []Target, h Have) []Action {
 			}
 		}
 		// The newest go first: the oldest has its pages touched and its caches filled.
-		for i := len(warm) - 1; i >= 0 && len(warm)+coming > want; i-- {
+		for i := len(warm) - 1; i >= want; i-- {
 			out = append(out, Action{Retire: warm[i]})
 			warm = slices.Delete(warm, i, i+1)
 		}

@@ -24,14 +24,21 @@ func Probe(ctx context.Context, base, model string) error {
 	c := &http.Client{Transport: &http.Transport{
 		DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, DisableKeepAlives: true,
 	}}
+	return probe(ctx, base, model, func(ctx context.Context, url string, body map[string]any) (int, error) {
+		return oneToken(ctx, c, url, body)
+	})
+}
+
+// probe is the rule of Probe; ask makes one request.
+func probe(ctx context.Context, base, model string, ask func(ctx context.Context, url string, body map[string]any) (int, error)) error {
 	begin := time.Now()
 	wait := 20 * time.Millisecond
 	var last error
 	for {
-		status, err := oneToken(ctx, c, base+"/v1/completions", map[string]any{"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0})
+		status, err := ask(ctx, base+"/v1/completions", map[string]any{"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0})
 		if status == http.StatusNotFound || status == http.StatusMethodNotAllowed || status == http.StatusBadRequest {
 			// A chat-only model has no completions route.
-			s2, err2 := oneToken(ctx, c, base+"/v1/chat/completions", map[string]any{
+			s2, err2 := ask(ctx, base+"/v1/chat/completions", map[string]any{
 				"model": model, "max_tokens": 1, "temperature": 0,
 				"messages": []map[string]string{{"role": "user", "content": "a"}},
 			})
