@@ -23,6 +23,7 @@ const (
 	heartbeats    = 5                     // of the fleet a second
 	updateTimeout = time.Second           // UpdateNode waits this long for its broadcast; it stays queued
 	coalesce      = 50 * time.Millisecond // a change reaches coordinators this late
+	drift         = time.Second           // or this late when it is nothing to place by
 	repeat        = 15 * time.Second      // and again this often, +-20 %
 	tcpTimeout    = 5 * time.Second       // a dial, and the whole exchange behind it
 	leaveTimeout  = 3 * time.Second

@@ -67,10 +67,19 @@ func (d *delegate) NotifyMsg(b []byte) {
 	}
 	c, err := placement.DecodeCapacity(b)
 	if err != nil {
-		d.m.log.Warn("drop a message: is a member of another version?", "err", err)
+		d.strangeWord("a message", err)
 		return
 	}
 	d.m.hear(c)
+}
+
+// strangeWord says that something could not be read, at most once a minute: in a
+// mixed fleet every node sends some all the time.
+func (d *delegate) strangeWord(what string, err error) {
+	now, last := time.Now().Unix(), d.m.warned.Load()
+	if now-last >= 60 && d.m.warned.CompareAndSwap(last, now) {
+		d.m.log.Warn("drop "+what+": does a member run another version?", "err", err)
+	}
 }
 
 // Nothing is broadcast and nothing rides on push/pull: both grow with the fleet.
@@ -85,7 +94,7 @@ func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.up(n) }
 func (d *delegate) up(n *memberlist.Node) {
 	c, err := placement.DecodeMeta(n.Meta)
 	if err != nil {
-		d.m.log.Warn("a member's summary is unreadable: is it of another version?", "node", n.Name, "err", err)
+		d.strangeWord("the summary of "+n.Name, err)
 	}
 	c.Node = n.Name
 	d.m.memberUp(peerOf(n), c, err == nil)
@@ -96,6 +105,9 @@ func (d *delegate) NotifyLeave(n *memberlist.Node) { d.m.memberDown(n.Name, Stat
 // AckPayload rides on the answer to a probe: what was published last stands.
 func (d *delegate) AckPayload() []byte {
 	s := d.m.published.Load()
+	if s == nil {
+		return nil
+	}
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(s.epoch)), s.generation)
 }
 

@@ -20,13 +20,15 @@ import (
 // in a fleet of thousands nearly never.
 func (m *Member) joiner(ctx context.Context) {
 	wait := time.Second
-	for tries := 1; len(m.cfg.Join) > 0 && m.list.NumMembers() < 2; tries++ {
-		if err := m.call(ctx, m.seeds(ctx)); err != nil && tries == 1 {
-			m.log.Warn("join fleet: nobody answers yet, trying on", "join", m.cfg.Join, "err", err)
-		}
-		if m.list.NumMembers() >= 2 {
-			m.log.Info("joined fleet", "members", m.list.NumMembers())
+	for tries := 1; len(m.cfg.Join) > 0; tries++ {
+		n, err := m.call(ctx, m.seeds(ctx))
+		// Others may have called us, while every seed is down: healing goes on with those.
+		if members := m.list.NumMembers(); members >= 2 && (n > 0 || tries == 3) {
+			m.log.Info("joined fleet", "members", members)
 			break
+		}
+		if tries == 1 {
+			m.log.Warn("join fleet: nobody answers yet, trying on", "join", m.cfg.Join, "err", err)
 		}
 		if !sleep(ctx, jitter(wait)) {
 			return
@@ -38,7 +40,7 @@ func (m *Member) joiner(ctx context.Context) {
 		if len(m.cfg.Join) == 0 || !sleep(ctx, jitter(5*time.Second)) {
 			break
 		}
-		if _ = m.call(ctx, m.seeds(ctx)); m.list.NumMembers() == before {
+		if _, _ = m.call(ctx, m.seeds(ctx)); m.list.NumMembers() == before {
 			break
 		}
 	}
@@ -59,15 +61,15 @@ func (m *Member) heal(ctx context.Context) {
 		return
 	}
 	one := missing[rand.N(len(missing))]
-	if err := m.call(ctx, []string{one}); err != nil {
+	if _, err := m.call(ctx, []string{one}); err != nil {
 		m.log.Debug("heal fleet", "addr", one, "err", err)
 	}
 }
 
-// call joins by addresses, at most three, so that a long list costs no more.
-func (m *Member) call(ctx context.Context, addrs []string) error {
+// call joins by addresses, at most three, so that a long list costs no more. It
+// counts who answered.
+func (m *Member) call(ctx context.Context, addrs []string) (answered int, first error) {
 	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
-	var first error
 	called := 0
 	for _, a := range addrs {
 		if ctx.Err() != nil || called == 3 {
@@ -77,11 +79,13 @@ func (m *Member) call(ctx context.Context, addrs []string) error {
 			continue
 		}
 		called++
-		if _, err := m.list.Join([]string{a}); err != nil && first == nil {
+		if _, err := m.list.Join([]string{a}); err == nil {
+			answered++
+		} else if first == nil {
 			first = fmt.Errorf("call %s: %s", a, firstLine(err))
 		}
 	}
-	return first
+	return answered, first
 }
 
 // seeds resolves the configured addresses. Ours, not memberlist's: that one knows

@@ -31,6 +31,8 @@ type Member struct {
 	dirty     chan struct{} // to the publisher, capacity 1
 	untold    chan struct{} // to the teller, capacity 1
 
+	warned atomic.Int64 // when strangeWord last wrote a line, Unix seconds
+
 	list    *memberlist.Memberlist // set by Run, with addr, before up is closed
 	addr    string
 	up      chan struct{}
@@ -154,14 +156,6 @@ func (m *Member) leave() {
 	}
 	if err := m.list.Leave(leaveTimeout); err != nil {
 		m.log.Warn("leave fleet: nobody may have heard it, peers will notice by probing", "err", err)
-	}
-}
-
-// poke wakes a loop that looks at the latest state anyway.
-func poke(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }
 

@@ -29,8 +29,13 @@ func (m *Member) teller(ctx context.Context, post *post) {
 		case <-ctx.Done():
 			return
 		case <-m.untold:
-			if news(told, m.latest()) {
+			// A coordinator waits for the generation that covers its claim, even when
+			// nothing else is new: every generation is told, a drift of memory later.
+			switch now := m.latest(); {
+			case news(told, now):
 				sooner(coalesce)
+			case told.Generation != now.Generation:
+				sooner(drift)
 			}
 		case <-m.newCoordinator:
 			// All nodes see it in the same second: spread over 0.2 ms a node.

@@ -60,6 +60,22 @@ func TestCoordinatorHearsAChangeWithinMilliseconds(t *testing.T) {
 	})
 }
 
+// The coordinator holds back a slot until it hears the generation of its claim.
+func TestChangeThatCameAndWentIsStillTold(t *testing.T) {
+	inBubble(t, func(f *fleet) {
+		f.startNodes(4)
+		c := f.start("coordinator", true)
+		f.awaitAll(time.Minute, "everybody", alive(5))
+		f.await(c, 5*time.Second, "an exact word", exact("node-2", 1))
+		m := f.members["node-2"]
+		before := m.latest()
+		m.SetCapacity(claimed(before))
+		before.Generation = 3
+		m.SetCapacity(before)
+		f.await(c, drift+coalesce, "generation 3", exact("node-2", 3))
+	})
+}
+
 func TestLostExactWordIsRepeated(t *testing.T) {
 	inBubble(t, func(f *fleet) {
 		f.startNodes(4)

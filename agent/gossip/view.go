@@ -56,23 +56,21 @@ type entry struct {
 
 // NewView makes the view of the member called self, which knows only itself.
 func NewView(self string) *View {
-	v := &View{self: self, nodes: map[string]*entry{}, changed: make(chan struct{}), newCoordinator: make(chan struct{}, 1)}
+	v := &View{self: self, nodes: map[string]*entry{}, changed: make(chan struct{}, 1), newCoordinator: make(chan struct{}, 1)}
 	v.nodes[self] = &entry{word: placement.Capacity{Node: self}, heard: time.Now(), status: StatusAlive, member: true}
 	return v
 }
 
-// Changed returns a channel that is closed at the next change of the view. Get
-// the channel first, then look, then wait: nothing is missed that way.
-func (v *View) Changed() <-chan struct{} {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.changed
-}
+// Changed wakes its one reader when the view has changed since the last wake-up;
+// there may be nothing new to see.
+func (v *View) Changed() <-chan struct{} { return v.changed }
 
-// bump wakes everyone who waits on Changed. Caller holds mu.
-func (v *View) bump() {
-	close(v.changed)
-	v.changed = make(chan struct{})
+// poke wakes a loop that looks at the latest state anyway: nothing is queued.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // Fleet is the view now: every node with the age of its word, sorted by name.
@@ -118,7 +116,7 @@ func (v *View) setSelf(c placement.Capacity) {
 	defer v.mu.Unlock()
 	e := v.nodes[v.self]
 	e.word, e.heard = c, time.Now()
-	v.bump()
+	poke(v.changed)
 }
 
 // Apply takes a capacity that came with an answer of the node itself, a refusal
@@ -132,7 +130,7 @@ func (v *View) Apply(c placement.Capacity) {
 	}
 	if e.status != StatusAlive || !e.suspect.IsZero() {
 		e.status, e.suspect, e.since = StatusAlive, time.Time{}, time.Now()
-		v.bump()
+		poke(v.changed)
 	}
 }
 
@@ -143,7 +141,7 @@ func (v *View) MarkUnreachable(node string) {
 	defer v.mu.Unlock()
 	if e := v.nodes[node]; e != nil && node != v.self {
 		e.suspect = time.Now().Add(suspectFor)
-		v.bump()
+		poke(v.changed)
 	}
 }
 
@@ -177,7 +175,7 @@ func (v *View) take(c placement.Capacity) *entry {
 	e.word, e.heard = c, time.Now()
 	if news {
 		e.suspect = time.Time{}
-		v.bump()
+		poke(v.changed)
 	}
 	return e
 }
@@ -219,7 +217,7 @@ func (v *View) memberUp(p peer, c placement.Capacity, known bool) {
 	if known {
 		v.take(c)
 	}
-	v.bump()
+	poke(v.changed)
 }
 
 // memberDown says that a node left, or failed. The two may come in any order: one
@@ -229,7 +227,7 @@ func (v *View) memberDown(name, status string) {
 	defer v.mu.Unlock()
 	if e := v.nodes[name]; e != nil && name != v.self && e.status != StatusLeft {
 		e.status, e.since = status, time.Now()
-		v.bump()
+		poke(v.changed)
 	}
 }
 
