@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	agentapi "warmd/agent/api"
@@ -59,13 +61,13 @@ func ask[T any](c *call, coord func(*coordapi.Client) (T, error), agent func(*ag
 		return none, answerer{}, err
 	}
 	got, err := coord(k)
-	why := notReached(err)
+	why := c.notReached(err)
 	if why == "" {
 		return got, answerer{role: "coordinator"}, err
 	}
-	first := explainUnreached(err, at)
+	first := explainUnreached(why, at)
 	got, err = askAgent(c, agent)
-	if notReached(err) != "" || isBadAddress(err) {
+	if _, ok := errors.AsType[*unreached](err); ok || isBadAddress(err) {
 		both := placement.AsError(first)
 		return none, answerer{}, placement.Errorf(placement.CodeUnavailable, "%s; nor %s", both.Message, placement.AsError(err).Message).
 			WithHint("%s", both.Hint)
@@ -80,8 +82,8 @@ func askAgent[T any](c *call, agent func(*agentapi.Client) (T, error)) (T, error
 		return none, err
 	}
 	got, err := agent(k)
-	if notReached(err) != "" {
-		return none, explainUnreached(err, at)
+	if why := c.notReached(err); why != "" {
+		return none, explainUnreached(why, at)
 	}
 	return got, err
 }
@@ -94,22 +96,49 @@ func onCoordinator[T any](c *call, coord func(*coordapi.Client) (T, error)) (T, 
 		return none, err
 	}
 	got, err := coord(k)
-	if notReached(err) != "" {
-		return got, explainUnreached(err, at)
+	if why := c.notReached(err); why != "" {
+		return got, explainUnreached(why, at)
 	}
 	return got, err
 }
 
-const reachPrefix = "reach "
+// unreached is an error of a server that did not answer, in words that name the
+// address.
+type unreached struct {
+	err   *placement.Error
+	cause string
+}
 
-// notReached is the cause when a server could not be reached at all, as opposed
-// to one that answered "unavailable" (etcd is down, say).
-func notReached(err error) string {
-	e, ok := errors.AsType[*placement.Error](err)
-	if !ok || e.Code != placement.CodeUnavailable || !strings.HasPrefix(e.Message, reachPrefix) {
+func (u *unreached) Error() string { return u.err.Error() }
+func (u *unreached) Unwrap() error { return u.err }
+
+// reachPrefix begins the message of agentapi.Conn when the connection failed. A
+// coordinator may pass on such a message about one of its nodes, so the prefix
+// alone says nothing: see call.answered.
+const reachPrefix = "reach server: "
+
+// notReached is the cause when the server that was asked last did not answer, and
+// empty when it did, or when err is another one.
+func (c *call) notReached(err error) string {
+	if u, ok := errors.AsType[*unreached](err); ok {
+		return u.cause
+	}
+	if c.answered.Load() {
 		return ""
 	}
-	_, cause, _ := strings.Cut(e.Message, ": ")
+	return connectionCause(err)
+}
+
+// connectionCause is what is wrong with a connection, empty for other errors.
+func connectionCause(err error) string {
+	e, ok := errors.AsType[*placement.Error](err)
+	if !ok || e.Code != placement.CodeUnavailable {
+		return ""
+	}
+	cause, ok := strings.CutPrefix(e.Message, reachPrefix)
+	if !ok {
+		return ""
+	}
 	return cause
 }
 
@@ -119,19 +148,21 @@ func isBadAddress(err error) bool {
 }
 
 // explainUnreached names the address that was tried and says what to do.
-func explainUnreached(err error, a address) error {
-	cause := notReached(err)
+func explainUnreached(cause string, a address) error {
+	short := cause
 	if i := strings.LastIndex(cause, "connect: "); i >= 0 {
-		cause = cause[i+len("connect: "):] // the address is in the message already
+		short = cause[i+len("connect: "):] // the address is in the message already
 	}
-	e := placement.Errorf(placement.CodeUnavailable, "%s%s at %s: %s", reachPrefix, a.role, a.addr, cause)
+	e := placement.Errorf(placement.CodeUnavailable, "reach %s at %s: %s", a.role, a.addr, short)
 	switch {
 	case strings.Contains(cause, "permission denied"):
-		return e.WithHint("the socket belongs to group warmd: sudo usermod -aG warmd $USER, then log in again")
+		e.Hint = "the socket belongs to group warmd: sudo usermod -aG warmd $USER, then log in again"
 	case a.given != "":
-		return e.WithHint("is it running there? the address came from %s", a.given)
+		e.Hint = "is it running there? the address came from " + a.given
+	default:
+		e.Hint = fmt.Sprintf("start `warmd dev`, or systemctl start warmd-%s, or name another one with %s or %s", a.role, a.flag, a.env)
 	}
-	return e.WithHint("start `warmd dev`, or systemctl start warmd-%s, or name another one with %s or %s", a.role, a.flag, a.env)
+	return &unreached{e, cause}
 }
 
 // resolveOnAgent finds a placement the way the coordinator does: by id, unique
@@ -145,30 +176,29 @@ func resolveOnAgent(c *call, k *agentapi.Client, key string) (placement.Placemen
 }
 
 func findPlacement(all []placement.Placement, key string) (placement.Placement, error) {
-	var byPrefix, byName []placement.Placement
+	var living, ended []placement.Placement
 	for _, p := range all {
 		switch {
 		case p.ID == key:
 			return p, nil
-		case strings.HasPrefix(p.ID, key):
-			byPrefix = append(byPrefix, p)
-		case p.Request.ServedName() == key && !p.State.Terminal():
-			byName = append(byName, p)
+		case p.Request.ServedName() != key && (len(key) < 3 || !strings.HasPrefix(p.ID, key)):
+		case p.State.Terminal():
+			ended = append(ended, p)
+		default:
+			living = append(living, p)
 		}
 	}
-	for _, found := range [][]placement.Placement{byPrefix, byName} {
-		switch len(found) {
-		case 0:
-		case 1:
-			return found[0], nil
-		default:
-			var ids []string
-			for _, p := range found {
-				ids = append(ids, p.ID)
-			}
-			return placement.Placement{}, usagef("%q means %d placements: %s", key, len(found), strings.Join(ids, ", ")).
-				WithHint("give more of the id")
+	switch {
+	case len(living) == 1:
+		return living[0], nil
+	case len(living) > 1:
+		var ids []string
+		for _, p := range living {
+			ids = append(ids, p.ID)
 		}
+		return placement.Placement{}, usagef("%q means %d placements: %s", key, len(living), strings.Join(ids, ", ")).WithHint("give more of the id")
+	case len(ended) > 0: // a name is used again and again: the latest is meant
+		return slices.MaxFunc(ended, func(a, b placement.Placement) int { return a.Updated.Compare(b.Updated) }), nil
 	}
 	return placement.Placement{}, placement.Errorf(placement.CodeNotFound, "no placement %q", key).WithHint("warmctl ps --all lists them")
 }

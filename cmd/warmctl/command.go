@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"net/http/httptrace"
 	"strings"
+	"sync/atomic"
 
 	"github.com/urfave/cli/v2"
 )
@@ -75,7 +77,8 @@ func (c *command) forCLI(con console) *cli.Command {
 	return &cli.Command{
 		Name: c.name, Flags: c.flags, HideHelp: true, HideHelpCommand: true, OnUsageError: usageFromCLI,
 		Action: func(flags *cli.Context) error {
-			k := &call{console: con, ctx: flags.Context, flags: flags, args: flags.Args().Slice()}
+			k := &call{console: con, flags: flags, args: flags.Args().Slice()}
+			k.ctx = k.watch(flags.Context)
 			defer k.close()
 			switch out := flags.String("output"); out {
 			case "json":
@@ -97,6 +100,19 @@ type call struct {
 	args  []string
 	json  bool
 	conns []interface{ Close() }
+	// answered says whether the server that was asked last has answered at all.
+	answered atomic.Bool
+	// remarks are what a server said about its answer, see remarks.go.
+	remarks []string
+}
+
+// watch notes when the first byte of an answer comes. A server that answers with
+// "unavailable" (it could not reach a node, say) is not one that is unavailable.
+func (c *call) watch(ctx context.Context) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn:              func(string) { c.answered.Store(false) },
+		GotFirstResponseByte: func() { c.answered.Store(true) },
+	})
 }
 
 // close drops the connections that the command opened.

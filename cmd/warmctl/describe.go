@@ -29,7 +29,7 @@ that name.`,
 					return c.printJSON(p)
 				}
 				c.describePlacement(p)
-				c.oneNodeOnly(who)
+				c.footnotes(who)
 				return nil
 			}
 			if exitCode(err) != exitNotFound {
@@ -47,7 +47,7 @@ that name.`,
 					return c.printJSON(n)
 				}
 				c.describeNode(n)
-				c.oneNodeOnly(who)
+				c.footnotes(who)
 				return nil
 			}
 			return placement.Errorf(placement.CodeNotFound, "no placement and no node %q", c.args[0]).

@@ -40,7 +40,7 @@ func TestDocsWritesIntoAnEmptyTree(t *testing.T) {
 	dir := t.TempDir()
 	got := warmctl(t, testConsole(), "docs", "--dir", dir)
 	require.Equal(t, exitOK, got.code, got.err)
-	for _, name := range strings.Fields(got.out) {
+	for name := range strings.FieldsSeq(got.out) {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		require.NoError(t, err)
 		require.Equal(t, generated()[name], string(b))

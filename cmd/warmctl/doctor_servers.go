@@ -33,11 +33,11 @@ func checkServers(c *call) []finding {
 func checkCoordinator(ctx context.Context, c *call) []finding {
 	k, at, err := c.coordinator()
 	if err != nil {
-		return []finding{serverDown("coordinator", at, err)}
+		return []finding{serverDown(c, at, err)}
 	}
 	s, err := k.Status(ctx)
 	if err != nil {
-		return []finding{serverDown("coordinator", at, err)}
+		return []finding{serverDown(c, at, err)}
 	}
 	out := []finding{{"coordinator", fine, fmt.Sprintf("%s (%s) answers at %s", s.Name, s.Version, at.addr), ""}}
 	if s.Etcd != "" && s.Etcd != "ok" {
@@ -46,7 +46,7 @@ func checkCoordinator(ctx context.Context, c *call) []finding {
 	asked := c.Now()
 	fleet, err := k.Fleet(ctx)
 	if err != nil {
-		return append(out, serverDown("coordinator", at, err))
+		return append(out, serverDown(c, at, err))
 	}
 	answered := c.Now()
 	alive := 0
@@ -86,11 +86,11 @@ func checkSkew(at, asked, answered time.Time) []finding {
 func checkAgent(ctx context.Context, c *call) []finding {
 	k, at, err := c.agent()
 	if err != nil {
-		return []finding{serverDown("agent", at, err)}
+		return []finding{serverDown(c, at, err)}
 	}
 	s, err := k.Node(ctx)
 	if err != nil {
-		return []finding{serverDown("agent", at, err)}
+		return []finding{serverDown(c, at, err)}
 	}
 	n := s.Capacity
 	slots, free, busy, quarantined, warm := n.Totals()
@@ -123,11 +123,12 @@ func checkAgent(ctx context.Context, c *call) []finding {
 	return out
 }
 
-func serverDown(role string, at address, err error) finding {
-	if notReached(err) == "" {
+func serverDown(c *call, at address, err error) finding {
+	role, why := at.role, c.notReached(err)
+	if why == "" {
 		return finding{role, broken, placement.AsError(err).Message, placement.AsError(err).Hint}
 	}
-	e := placement.AsError(explainUnreached(err, at))
+	e := placement.AsError(explainUnreached(why, at))
 	path, isSocket := strings.CutPrefix(at.addr, "unix://")
 	if _, statErr := os.Stat(path); at.given == "" && isSocket && os.IsNotExist(statErr) {
 		return finding{role, warn, "not started (no socket " + path + ")", e.Hint}

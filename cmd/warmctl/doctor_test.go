@@ -232,10 +232,10 @@ func TestDoctorAsksTheServers(t *testing.T) {
 func TestServerThatWasNeverStartedIsNoFaultOfTheHost(t *testing.T) {
 	at := address{role: "agent", flag: "--agent", env: "WARMD_AGENT", addr: "unix:///nowhere/agent.sock"}
 	err := reachError("dial unix /nowhere/agent.sock: connect: no such file or directory")
-	f := serverDown("agent", at, err)
+	f := serverDown(&call{}, at, err)
 	require.Equal(t, warn, f.Status)
 	require.True(t, strings.Contains(f.Try, "warmd dev"), f.Try)
 	at.given = "WARMD_AGENT"
-	require.Equal(t, broken, serverDown("agent", at, err).Status)
-	require.Equal(t, broken, serverDown("agent", address{addr: "host:1"}, reachError("dial tcp: connection refused")).Status)
+	require.Equal(t, broken, serverDown(&call{}, at, err).Status)
+	require.Equal(t, broken, serverDown(&call{}, address{role: "agent", addr: "host:1"}, reachError("dial tcp: connection refused")).Status)
 }

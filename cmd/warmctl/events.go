@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 
 	"github.com/urfave/cli/v2"
 
@@ -24,9 +23,7 @@ until Ctrl-C. Without a coordinator the local agent answers for its node.`,
 		run: func(c *call) error {
 			follow := c.flags.Bool("follow")
 			all := []placement.Event{}
-			seen := false
 			each := func(e placement.Event) bool {
-				seen = true
 				switch {
 				case !follow:
 					all = append(all, e)
@@ -39,10 +36,11 @@ until Ctrl-C. Without a coordinator the local agent answers for its node.`,
 			}
 			_, who, err := ask(c,
 				func(k *coordapi.Client) (struct{}, error) {
-					err := k.Events(c.ctx, follow, each)
-					if seen && notReached(err) != "" {
-						err = io.ErrUnexpectedEOF // an agent would begin again from its own first event
+					if follow {
+						return struct{}{}, k.Events(c.ctx, true, each)
 					}
+					kept, err := get[[]placement.Event](c.ctx, c, k.Conn, "/v1/events")
+					all = kept
 					return struct{}{}, err
 				},
 				func(k *agentapi.Client) (struct{}, error) { return struct{}{}, k.Events(c.ctx, follow, each) })
@@ -54,7 +52,7 @@ until Ctrl-C. Without a coordinator the local agent answers for its node.`,
 					c.printEvent(e)
 				}
 			})
-			c.oneNodeOnly(who)
+			c.footnotes(who)
 			return err
 		},
 	}

@@ -38,6 +38,7 @@ type fake struct {
 	workers    []agentapi.Worker
 	status     coordapi.Status
 	drains     []string
+	headers    map[string]string // of every answer of the coordinator
 }
 
 const gpu = "GPU-5e2f10a8-1111-2222-3333-444455556666"
@@ -67,11 +68,17 @@ func newFake(t *testing.T) *fake {
 }
 
 func (f *fake) routes(role string) http.Handler {
+	local := role == "agent"
 	mux := http.NewServeMux()
 	get := func(route string, answer func(r *http.Request) (any, error)) {
 		mux.HandleFunc(route, func(w http.ResponseWriter, r *http.Request) {
 			f.mu.Lock()
 			v, err := answer(r)
+			if !local {
+				for k, v := range f.headers {
+					w.Header().Set(k, v)
+				}
+			}
 			f.mu.Unlock()
 			if err != nil {
 				agentapi.WriteError(w, err)
@@ -80,7 +87,6 @@ func (f *fake) routes(role string) http.Handler {
 			agentapi.WriteJSON(w, 200, v)
 		})
 	}
-	local := role == "agent"
 	get("GET /v1/placements", func(r *http.Request) (any, error) {
 		return f.list(func(p placement.Placement) bool {
 			return (!local || p.Node == "n1") && (local || r.URL.Query().Get("all") == "1" || !p.State.Terminal())
@@ -88,6 +94,9 @@ func (f *fake) routes(role string) http.Handler {
 	})
 	get("GET /v1/placements/{id}", func(r *http.Request) (any, error) { return f.find(r, local) })
 	get("GET /v1/placements/{id}/trace", func(r *http.Request) (any, error) {
+		if r.PathValue("id") == "p-far" { // passed on from a node that is away
+			return nil, placement.Errorf(placement.CodeUnavailable, "reach server: dial tcp 10.0.0.9:7701: connect: no route to host")
+		}
 		p, err := f.find(r, local)
 		if err != nil {
 			return nil, err
@@ -182,6 +191,11 @@ func (f *fake) drain(node string, drain bool) (any, error) {
 }
 
 func (f *fake) events(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	for k, v := range f.headers {
+		w.Header().Set(k, v)
+	}
+	f.mu.Unlock()
 	if r.URL.Query().Get("follow") == "" {
 		agentapi.WriteJSON(w, 200, fakeEvents())
 		return

@@ -37,6 +37,8 @@ func (c *call) place(req placement.Request) (p placement.Placement, note string,
 	defer show.stop() // before run prints an error: the line is cleared first
 
 	var id string
+	var lines int
+	var last bool
 	each := func(p placement.Progress) {
 		if p.Placement != nil && p.Placement.ID != "" {
 			id = p.Placement.ID
@@ -44,9 +46,11 @@ func (c *call) place(req placement.Request) (p placement.Placement, note string,
 		if p.Message != "" && (p.Event == placement.EventAccepted || p.Event == placement.EventReady) {
 			note = p.Message
 		}
+		lines, last = lines+1, p.Last()
 		show.line(p)
 	}
 	for try := 1; ; try++ {
+		lines, last = 0, false
 		p, err = k.Place(ctx, req, wait, each)
 		if err == nil {
 			if note == "" {
@@ -57,13 +61,22 @@ func (c *call) place(req placement.Request) (p placement.Placement, note string,
 		if c.ctx.Err() != nil {
 			return p, "", &exitError{exitInterrupted, goesOn(id, req.ID)}
 		}
-		// Nothing was sent if the first dial failed; every other broken connection
-		// leaves open whether the request arrived.
-		cause := notReached(err)
-		broken := errors.Is(err, io.ErrUnexpectedEOF) || cause != "" && (try > 1 || !strings.HasPrefix(cause, "dial "))
+		cause := c.notReached(err)
+		var broken bool
+		switch {
+		case last: // it failed, and said why
+		case lines > 0:
+			broken = errors.Is(err, io.ErrUnexpectedEOF) || connectionCause(err) != ""
+		case cause != "":
+			// Nothing was sent if the first dial failed; every other broken connection
+			// leaves open whether the request arrived.
+			broken = try > 1 || !strings.HasPrefix(cause, "dial ")
+		default:
+			broken = errors.Is(err, io.ErrUnexpectedEOF)
+		}
 		if !broken || try == followTries || ctx.Err() != nil {
 			if cause != "" {
-				err = explainUnreached(err, at)
+				err = explainUnreached(cause, at)
 			}
 			return p, "", placeError(err, id, req)
 		}

@@ -37,6 +37,9 @@ func (n noLeaks) Run() int {
 }
 
 func TestMain(m *testing.M) {
+	// A process with the race detector sleeps a second before it ends; the scripts
+	// start a hundred of them.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	testscript.Main(noLeaks{m}, map[string]func(){
 		// The scripts run this warmctl: the real one, but for the clock and the width.
 		"warmctl": func() {
@@ -62,6 +65,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("AGENT", "unix://"+f.agentSocket)
 			env.Setenv("DOWN", "unix:///nowhere/coordinator.sock")
 			env.Setenv("LANG", "C.UTF-8")
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -139,12 +143,16 @@ func TestBuildsWithoutCgoAndStartsQuickly(t *testing.T) {
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, string(out))
 	best := time.Hour
-	for range 20 { // the best of many: other work on the machine only adds
+	const promise = 20 * time.Millisecond
+	for range 200 { // the best of many: other work on the machine only adds
 		begin := time.Now()
 		out, err := exec.Command(bin, "version").Output()
 		best = min(best, time.Since(begin))
 		require.NoError(t, err)
 		require.True(t, strings.HasPrefix(string(out), "warmctl "))
+		if best < promise {
+			return
+		}
 	}
-	require.Less(t, best, 20*time.Millisecond)
+	t.Fatalf("the fastest of 200 starts took %s, promised are %s", best, promise)
 }

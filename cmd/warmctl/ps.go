@@ -1,7 +1,7 @@
 package main
 
 import (
-	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/urfave/cli/v2"
@@ -22,9 +22,14 @@ placements with the reason. Without a coordinator the local agent answers for it
 		},
 		flags: []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "also failed and released ones"}},
 		run: func(c *call) error {
-			all := c.flags.Bool("all")
+			all, path := c.flags.Bool("all"), "/v1/placements"
+			if all {
+				path += "?all=1"
+			}
 			ps, who, err := ask(c,
-				func(k *coordapi.Client) ([]placement.Placement, error) { return k.Placements(c.ctx, all) },
+				func(k *coordapi.Client) ([]placement.Placement, error) {
+					return get[[]placement.Placement](c.ctx, c, k.Conn, path)
+				},
 				func(k *agentapi.Client) ([]placement.Placement, error) {
 					ps, err := k.Placements(c.ctx)
 					return keep(ps, all), err
@@ -34,7 +39,7 @@ placements with the reason. Without a coordinator the local agent answers for it
 			}
 			sortPlacements(ps)
 			err = list(c, ps, "no placements; warmctl place MODEL makes one", func() { c.printPlacements(ps, all) })
-			c.oneNodeOnly(who)
+			c.footnotes(who)
 			return err
 		},
 	}
@@ -61,6 +66,8 @@ func sortPlacements(ps []placement.Placement) {
 }
 
 func (c *call) printPlacements(ps []placement.Placement, reasons bool) {
+	// A placement whose node is silent has a reason too.
+	reasons = reasons || slices.ContainsFunc(ps, func(p placement.Placement) bool { return p.Reason != "" })
 	head := []string{"ID", "NAME", "STATE", "TIER", "NODE", "DEVICE", "RUNTIME", ">START", ">AGE", "ENDPOINT"}
 	if reasons {
 		head = append(head, "REASON")
@@ -74,11 +81,4 @@ func (c *call) printPlacements(ps []placement.Placement, reasons bool) {
 		t.add(row...)
 	}
 	t.write(c.Out, "")
-}
-
-// oneNodeOnly warns that an agent answered for its own node in place of the fleet.
-func (c *call) oneNodeOnly(who answerer) {
-	if who.instead != "" && !c.json {
-		fmt.Fprintf(c.Err, "answered by the local agent, for its node only: cannot %s\n", who.instead)
-	}
 }

@@ -50,8 +50,8 @@ comes back when the slot is proven free. What is released already stays released
 				} else {
 					c.report(err, exitCode(err), c.json)
 				}
-				if notReached(err) != "" && i < len(c.args)-1 {
-					break
+				if c.notReached(err) != "" && i < len(c.args)-1 {
+					break // the server is gone for the others too
 				}
 			}
 			if c.json {

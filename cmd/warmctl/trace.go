@@ -45,7 +45,7 @@ request waited for, each with the process that did it. -o json has every span.`,
 				return orJSON(c, t, err)
 			}
 			fmt.Fprint(c.Out, waterfall(t, c.Width, c.flags.Bool("ascii") || !c.utf8()))
-			c.oneNodeOnly(who)
+			c.footnotes(who)
 			return nil
 		},
 	}
@@ -53,7 +53,9 @@ request waited for, each with the process that did it. -o json has every span.`,
 
 func listTraces(c *call) error {
 	ts, who, err := ask(c,
-		func(k *coordapi.Client) ([]placement.Trace, error) { return k.Traces(c.ctx) },
+		func(k *coordapi.Client) ([]placement.Trace, error) {
+			return get[[]placement.Trace](c.ctx, c, k.Conn, "/v1/traces")
+		},
 		func(k *agentapi.Client) ([]placement.Trace, error) { return k.Traces(c.ctx) })
 	if err != nil {
 		return err
@@ -67,6 +69,6 @@ func listTraces(c *call) error {
 		}
 		tb.write(c.Out, "")
 	})
-	c.oneNodeOnly(who)
+	c.footnotes(who)
 	return err
 }

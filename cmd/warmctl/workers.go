@@ -31,7 +31,7 @@ for its node.`,
 				}
 				t.write(c.Out, "")
 			})
-			c.oneNodeOnly(who)
+			c.footnotes(who)
 			return err
 		},
 	}
@@ -39,7 +39,9 @@ for its node.`,
 
 func (c *call) workers() ([]agentapi.Worker, answerer, error) {
 	ws, who, err := ask(c,
-		func(k *coordapi.Client) ([]agentapi.Worker, error) { return k.Workers(c.ctx) },
+		func(k *coordapi.Client) ([]agentapi.Worker, error) {
+			return get[[]agentapi.Worker](c.ctx, c, k.Conn, "/v1/workers")
+		},
 		func(k *agentapi.Client) ([]agentapi.Worker, error) { return k.Workers(c.ctx) })
 	sort.SliceStable(ws, func(i, j int) bool {
 		a, b := ws[i], ws[j]
