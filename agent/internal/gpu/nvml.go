@@ -156,4 +156,3 @@ func (n *inventory) Close() error {
 	}
 	return nil
 }
-
