@@ -71,7 +71,7 @@ class Client:
             self.sock.settimeout(left)
             try:
                 data = self.sock.recv(1 << 16)
-            except (TimeoutError, socket.timeout):
+            except TimeoutError:
                 continue
             if not data:
                 raise EOFError("the other end closed the connection")

@@ -24,8 +24,8 @@ def now():
 class Half:
     """One parked process. `role_main(half, load)` runs in the main thread once a load came."""
 
-    def __init__(self, server, adapter, worker, role, runtime, generation, spec, after_fork=()):
-        self.server, self.adapter, self.after_fork = server, adapter, after_fork
+    def __init__(self, server, adapter, worker, role, runtime, generation, spec):
+        self.server, self.adapter = server, adapter
         self.worker, self.role, self.spec = worker, role, spec
         self.runtime, self.generation = runtime, generation
         self.state, self.phases, self.error = "warm", [], None

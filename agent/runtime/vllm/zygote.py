@@ -11,7 +11,6 @@ With `--kind exec` no vLLM is imported and nothing is forked: it only starts and
 """
 
 import argparse
-import atexit
 import gc
 import json
 import os
@@ -20,13 +19,13 @@ import subprocess
 import sys
 import time
 
+import born
 import control
 import process
-from children import Children
+from children import PAIR, Children
 from control import Refused
 
 FATAL = 71
-MODULES_OF_PAIR = {"engine": "engine", "api": "api"}
 
 
 class Zygote:
@@ -37,7 +36,7 @@ class Zygote:
         self.adapter, self.import_s, self.profile_modules = None, 0.0, 0
         self.began_ns = time.monotonic_ns()
         self.me = process.stat(os.getpid())
-        self.running, self.child_main = True, None
+        self.running = True
         self.server = control.Server(options.socket, self._handle)  # before the imports: a connect then simply waits
         self.children = Children(self.server.emit)
         self._catch_sigchld()
@@ -85,7 +84,7 @@ class Zygote:
     # -- loop
 
     def run(self):
-        """Serves until `stop`; in a forked child it ends with _Forked."""
+        """Serves until `stop`; in a forked child it ends with born.Born."""
         self.children.reap()
         while self.running:
             self.server.step()
@@ -162,7 +161,7 @@ class Zygote:
         if self.adapter is None:
             raise Refused("unsupported", "a zygote of kind exec does not fork: use spawn")
         worker, role, path = _strings(msg, "worker", "role", "socket")
-        if role not in MODULES_OF_PAIR:
+        if role not in PAIR:
             raise Refused("bad_request", f"fork makes an engine or an api, not {role!r}")
         self._refuse_twice(worker, role)
         self.check_clean()
@@ -180,59 +179,14 @@ class Zygote:
                 server.close()
                 raise Refused("internal", f"cannot fork: {e}") from None
             if pid == 0:
-                self._become_child(log.fileno())
-                self.child_main = lambda: self._half_main(server, worker, role, msg, asked)
-                raise _Forked
+                born.leave_home(self.server, (self._child_r, self._child_w), log.fileno())
+                raise born.Born(lambda: born.half_main(self, server, worker, role, msg, asked))
         server.close(unlink=False)
         return self.children.add(pid, worker, role, socket=path)
 
     def _refuse_twice(self, worker, role):
         if self.children.find(worker, role):
             raise Refused("bad_state", f"worker {worker} already has a {role}")
-
-    # -- in the child
-
-    def _become_child(self, log_fd):
-        """A new session, our own log, nothing of the zygote's left open."""
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        os.dup2(log_fd, 1)
-        os.dup2(log_fd, 2)
-        self._child_r.close()
-        self._child_w.close()
-        self.server.close(unlink=False)
-
-    def _half_main(self, server, worker, role, msg, asked):
-        import half as halves
-
-        os.environ.update({k: str(v) for k, v in (msg.get("env") or {}).items()})
-        spec = msg.get("spec") or {}
-        if spec.get("cuda_visible_devices") is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(spec["cuda_visible_devices"])
-        half = halves.Half(server, self.adapter, worker, role, self.options.runtime, self.options.generation, spec)
-        half.phase("import", self.began_ns, self.began_ns + int(self.import_s * 1e9), warm=True)
-        half.phase("fork", asked, warm=True)
-        module = sys.modules[MODULES_OF_PAIR[role]]
-        after = self.profile.get("after_fork", [])
-        if after and spec.get("device") == "cuda":  # on the CPU platform the engine forks again: it stays clean
-            import adapter
-
-            began = halves.now()
-            adapter.import_profile(after)
-            half.phase("import", began, warm=True)
-        try:
-            return half.run(module.prepare, module.main)
-        finally:
-            server.close()
-
-
-class _Forked(BaseException):
-    """Carries the forked child out of the zygote's request handling, past everything that catches Exception."""
-
 
 def _ints(msg, *names):
     values = [msg.get(n) for n in names]
@@ -271,17 +225,6 @@ def _die(message):
     os._exit(FATAL)
 
 
-def _finish(code):
-    """Ends a forked child as a Python process ends, without tearing the interpreter down (that takes a second)."""
-    signal.alarm(15)  # an exit hook that hangs must not keep a device
-    try:
-        atexit._run_exitfuncs()  # flushes OpenTelemetry's last spans, among others
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--socket", required=True)
@@ -295,7 +238,7 @@ def main():
     # other package are never shadowed; our own modules are imported by then, or are found in sys.modules.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if options.kind == "vllm":
-        import explain, half, api, engine, adapter  # noqa: E401,F401
+        import adapter, api, engine, explain, half  # noqa: F401
     sys.path[:] = [x for x in sys.path if os.path.abspath(x or ".") != os.path.dirname(os.path.abspath(__file__))]
     process.become_subreaper()
     z = Zygote(options)
@@ -306,21 +249,12 @@ def main():
 
         traceback.print_exc()
         _die(f"{type(e).__name__}: {e}")
-    child_main = None
     try:
         z.run()
-    except _Forked:
-        child_main = z.child_main
-    if child_main:
-        code = 1
-        try:
-            code = child_main()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            _finish(code)
+        return
+    except born.Born as b:
+        child_main = b.main
+    born.live(child_main)  # outside the except clause: the child keeps nothing of its parent's stack alive
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SIDE = os.path.dirname(HERE)
 sys.path[:0] = [SIDE, HERE]
 
-import drive  # noqa: E402
-import modelgen  # noqa: E402
-import process  # noqa: E402
+import drive
+import modelgen
+import process
 
 PYTHONS = [p for p in os.environ.get("WARMD_PYTHONS", sys.executable).split(":") if p]
 
