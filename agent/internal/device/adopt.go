@@ -69,6 +69,7 @@ type stranger struct {
 	problem string
 	worker  Worker
 	alive   func() bool
+	ours    bool // it was parked, and its end did not succeed: that is tried again
 	since   time.Time
 }
 
@@ -91,6 +92,9 @@ func (s *stranger) watch() {
 
 // gone waits a while, and reports whether the stranger has gone.
 func (s *stranger) gone() bool {
+	if s.ours {
+		return s.d.sleep(s.d.cfg.Timings.Reprove) && s.d.stop(s.worker, 0) == nil
+	}
 	if s.worker == nil {
 		return s.d.sleep(s.d.cfg.Timings.Reprove) && !s.alive()
 	}

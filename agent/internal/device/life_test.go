@@ -349,6 +349,22 @@ func TestAWorkerThatCannotBeEndedKeepsItsSlot(t *testing.T) {
 	})
 }
 
+func TestAParkedWorkerThatCannotBeEndedKeepsASlotUntilItCan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.start()
+		time.Sleep(time.Second)
+		w.vllm.set(func() { w.vllm.stopErr = errors.New("process 7 is in state D") })
+		require.NoError(t, w.d.Drain(t.Context(), true))
+		time.Sleep(time.Second)
+		require.Equal(t, 1, w.device().Quarantined)
+		w.vllm.set(func() { w.vllm.stopErr = nil })
+		time.Sleep(time.Minute)
+		require.Equal(t, 2, w.device().Free)
+		require.Empty(t, w.vllm.alive())
+	})
+}
+
 func TestTheEndOfTheAgentEndsNoWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *Config) { c.Slots = 3 })

@@ -155,8 +155,10 @@ func (d *Device) end(p *parked) {
 		d.post(func() {
 			d.drop(p)
 			if err != nil && d.ctx.Err() == nil {
-				d.strange[p.id] = newStranger(d, p.worker.Info(), "could not be ended: "+err.Error(), p.worker)
-				d.wg.Go(d.strange[p.id].watch)
+				s := newStranger(d, p.worker.Info(), "could not be ended: "+err.Error(), p.worker)
+				s.ours = true
+				d.strange[p.id] = s
+				d.wg.Go(s.watch)
 			}
 		})
 	})
