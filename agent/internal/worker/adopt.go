@@ -8,7 +8,7 @@ import (
 
 // adoptTime bounds the wait for a half's hello. One that is busy keeps the state
 // of its record until it answers.
-const adoptTime = 1200 * time.Millisecond
+const adoptTime = time.Second
 
 // Adopt takes over a worker that an earlier agent started: what Worker.Record
 // returned, or an element of Found. Each process is matched by pid, start time and
@@ -21,10 +21,8 @@ func (r *Runtime) Adopt(ctx context.Context, rec Record) (*Worker, error) {
 	if rec.Runtime != r.name {
 		return nil, fmt.Errorf("adopt worker %s: it belongs to runtime %q, this is %q", rec.ID, rec.Runtime, r.name)
 	}
-	select {
-	case <-r.found: // zygotes that can kill for us are known
-	case <-ctx.Done():
-		return nil, fmt.Errorf("adopt worker %s: %w", rec.ID, ctx.Err())
+	if err := r.lookedAround(ctx); err != nil { // zygotes that can kill for us are known then
+		return nil, fmt.Errorf("adopt worker %s: %w", rec.ID, err)
 	}
 	living := rec.living()
 	if len(living) < len(rec.procs()) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +13,7 @@ import (
 
 // discoverTime bounds how long a new agent waits for zygotes that live but do not
 // answer: one that imports, or hangs. Its workers are found by their own files.
-const discoverTime = time.Second
+const discoverTime = 700 * time.Millisecond
 
 // discover connects to every generation that lives and clears away the rest.
 func (r *Runtime) discover(ctx context.Context) {
@@ -75,12 +76,26 @@ func (r *Runtime) clear(ctx context.Context, n int) {
 // ours or not: what the zygotes say, what lies beside the sockets, and what the
 // sockets answer. Adopt takes any of them. It waits until Run has looked around.
 func (r *Runtime) Found(ctx context.Context) ([]Record, error) {
-	select {
-	case <-r.found:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := r.lookedAround(ctx); err != nil {
+		return nil, fmt.Errorf("find workers of %s: %w", r.name, err)
 	}
 	return r.find(ctx), nil
+}
+
+// lookedAround waits until Run knows which generations live; that has precedence
+// over an end of ctx.
+func (r *Runtime) lookedAround(ctx context.Context) error {
+	select {
+	case <-r.found:
+		return nil
+	default:
+	}
+	select {
+	case <-r.found:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (r *Runtime) find(ctx context.Context) []Record {

@@ -220,7 +220,7 @@ func fakeZygoteMain() {
 			var r forkRequest
 			_ = json.Unmarshal(raw, &r)
 			cmd := exec.Command("/proc/self/exe")
-			cmd.Env = []string{"WARMD_FAKE=half", "HALF_WORKER=" + r.Worker, "HALF_ROLE=" + r.Role, "HALF_SOCKET=" + r.Socket, "HALF_GEN=" + strconv.Itoa(*gen), noExitSleep + "=" + noExitSleepValue}
+			cmd.Env = []string{"WARMD_FAKE=half", "HALF_WORKER=" + r.Worker, "HALF_ROLE=" + r.Role, "HALF_SOCKET=" + r.Socket, "HALF_GEN=" + strconv.Itoa(*gen), noExitSleep + "=" + noExitSleepValue, "HALF_PARENT=" + strconv.Itoa(me.PID)}
 			for k, v := range r.Env {
 				cmd.Env = append(cmd.Env, k+"="+v)
 			}
@@ -316,8 +316,14 @@ func fakeHalfMain() {
 		}
 		return map[string]any{}, nil
 	}
+	ln := s.listen(os.Getenv("HALF_SOCKET"))
+	// The real zygote listens before it forks. We listen after, so a zygote that is
+	// killed in between must take us along: nobody could know of us.
+	if strconv.Itoa(os.Getppid()) != os.Getenv("HALF_PARENT") {
+		os.Exit(4)
+	}
 	fmt.Println("fake", role, "listens")
-	s.serve(s.listen(os.Getenv("HALF_SOCKET")))
+	s.serve(ln)
 }
 
 func fakeLoad(s *fakeServer, role string, r loadRequest, files []*os.File, set func(State), fail func()) {

@@ -10,15 +10,19 @@ import (
 	"time"
 )
 
-// Bounds of a zygote's life. Importing a whole engine from a cold disk takes
-// minutes; a zygote that is up answers within milliseconds.
-const (
-	listenTime = 20 * time.Second // from the launch to the first connect
-	importTime = 10 * time.Minute // from the connect to the answer to hello
-	pingEvery  = 20 * time.Second
-	pingTime   = 30 * time.Second
-	redialTime = 100 * time.Millisecond
-)
+// patience bounds a zygote's silence. Importing a whole engine from a cold disk
+// takes minutes; a zygote that is up answers within milliseconds.
+type patience struct {
+	listen    time.Duration // from the launch to the first connect
+	imports   time.Duration // from the connect to the answer to hello
+	pingEvery time.Duration
+	ping      time.Duration // for the answer
+}
+
+var defaultPatience = patience{listen: 20 * time.Second, imports: 10 * time.Minute, pingEvery: 20 * time.Second, ping: 30 * time.Second}
+
+// redialTime is the pause before a dropped connection is opened again.
+const redialTime = 100 * time.Millisecond
 
 // genState is where a generation stands: starting -> up -> gone, or foreign
 // when it speaks another protocol than this agent.
@@ -80,6 +84,9 @@ func (g *generation) follow(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if errors.Is(err, errHung) {
+			return err // that is why, and not the signal that it died of
+		}
 		if !g.survives(ctx) {
 			return g.obituary(err)
 		}
@@ -106,11 +113,11 @@ func (g *generation) connect(ctx context.Context) (*conn, error) {
 			return nil, g.obituary(err)
 		case !known && g.exited() != "":
 			return nil, g.obituary(err)
-		case time.Since(began) > listenTime:
+		case time.Since(began) > g.rt.patience.listen:
 			if p, ok := listener(g.unit.Socket); ok {
 				g.update(func() { g.proc = p })
 			}
-			return nil, g.hung(listenTime)
+			return nil, g.hung(g.rt.patience.listen)
 		}
 		pause(ctx, delay)
 	}
@@ -131,7 +138,7 @@ func (g *generation) talk(ctx context.Context, c *conn) error {
 	if p, ok := c.peer(); ok && g.proc.PID == 0 {
 		g.update(func() { g.proc = p })
 	}
-	greet, cancel := context.WithTimeout(ctx, importTime)
+	greet, cancel := context.WithTimeout(ctx, g.rt.patience.imports)
 	h, err := c.helloZygote(greet)
 	cancel()
 	if err != nil {
@@ -153,10 +160,10 @@ func (g *generation) talk(ctx context.Context, c *conn) error {
 	return g.attend(ctx, c)
 }
 
-// attend pings until the connection ends. A zygote that does not answer for
-// pingTime has hung: it is killed, its workers live on.
+// attend pings until the connection ends. A zygote that does not answer
+// has hung: it is killed, its workers live on.
 func (g *generation) attend(ctx context.Context, c *conn) error {
-	tick := time.NewTicker(pingEvery)
+	tick := time.NewTicker(g.rt.patience.pingEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -165,11 +172,11 @@ func (g *generation) attend(ctx context.Context, c *conn) error {
 		case <-c.done:
 			return c.cause()
 		case <-tick.C:
-			ask, cancel := context.WithTimeout(ctx, pingTime)
+			ask, cancel := context.WithTimeout(ctx, g.rt.patience.ping)
 			err := c.call(ask, "ping", nil, nil)
 			cancel()
 			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-				return g.hung(pingTime)
+				return g.hung(g.rt.patience.ping)
 			}
 		}
 	}
@@ -182,7 +189,7 @@ func (g *generation) notGreeted(ctx context.Context, c *conn, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, context.DeadlineExceeded):
-		return g.hung(importTime)
+		return g.hung(g.rt.patience.imports)
 	case c.cause() != nil && !errors.As(err, &refusal):
 		return err
 	}
@@ -200,10 +207,12 @@ func (g *generation) notGreeted(ctx context.Context, c *conn, err error) error {
 
 func (g *generation) hung(after time.Duration) error {
 	if err := g.proc.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrGone) {
-		return fmt.Errorf("zygote hangs for %v and cannot be killed: %w", after, err)
+		return fmt.Errorf("zygote %w for %v and cannot be killed: %w", errHung, after, err)
 	}
-	return fmt.Errorf("zygote did not answer for %v and was killed%s", after, g.logWord())
+	return fmt.Errorf("zygote %w for %v and was killed%s", errHung, after, g.logWord())
 }
+
+var errHung = errors.New("did not answer")
 
 func (g *generation) onEvent(kind string, raw []byte) {
 	var x exit

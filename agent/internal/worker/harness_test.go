@@ -1,11 +1,13 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +52,10 @@ func newHost(t *testing.T) *host {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		require.NoError(t, r.Shutdown(ctx), "cleanup")
+		for i := 0; i < 100 && len(h.leftovers()) > 0; i++ {
+			pause(ctx, 10*time.Millisecond) // a half that never got to listen ends by itself
+		}
+		require.Empty(t, h.leftovers(), "processes that nobody ended")
 		if t.Failed() {
 			logs, _ := filepath.Glob(dir + "/log/*/*")
 			for _, f := range logs {
@@ -68,6 +74,20 @@ func (h *host) new() *Runtime {
 	})
 }
 
+// leftovers lists the processes that have the host's folder in their command line
+// or environment.
+func (h *host) leftovers() (ps []Proc) {
+	for pid, s := range readAll() {
+		dir := strconv.Itoa(pid)
+		cmd, _ := os.ReadFile("/proc/" + dir + "/cmdline")
+		env, _ := os.ReadFile("/proc/" + dir + "/environ")
+		if pid != os.Getpid() && !s.zombie() && bytes.Contains(append(cmd, env...), []byte(h.dir+"/")) {
+			ps = append(ps, Proc{pid, s.start})
+		}
+	}
+	return ps
+}
+
 // testWriter shows the log of a failed test only.
 type testWriter struct{ t *testing.T }
 
@@ -81,6 +101,10 @@ func (w testWriter) Write(p []byte) (int, error) {
 // this package.
 func (h *host) agent() (r *Runtime, stop func()) {
 	r = h.new()
+	return r, h.run(r)
+}
+
+func (h *host) run(r *Runtime) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -93,7 +117,7 @@ func (h *host) agent() (r *Runtime, stop func()) {
 		}
 	}
 	h.t.Cleanup(stop)
-	return r, stop
+	return stop
 }
 
 func within(t *testing.T, d time.Duration) context.Context {

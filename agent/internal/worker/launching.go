@@ -213,7 +213,7 @@ func (r *Runtime) retire() {
 // end stops a zygote if it has no children. It asks the zygote itself: only that
 // knows of a child whose start we have not been told of yet.
 func (r *Runtime) end(g *generation, c *conn) {
-	ctx, cancel := context.WithTimeout(r.ctx, pingTime)
+	ctx, cancel := context.WithTimeout(r.ctx, r.patience.ping)
 	defer cancel()
 	kids, err := c.children(ctx)
 	if err == nil && len(kids) == 0 {

@@ -37,6 +37,10 @@ func (r Record) procs() map[string]Proc {
 	return map[string]Proc{roleEngine: r.Engine, roleAPI: r.API}
 }
 
+// Living reports whether a process of the worker still runs: the same process, in
+// the same life of the host.
+func (r Record) Living() bool { return len(r.living()) > 0 }
+
 // living lists the processes that still run, none after a reboot.
 func (r Record) living() (alive []Proc) {
 	if r.Boot != "" && r.Boot != bootID() {

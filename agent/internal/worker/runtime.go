@@ -56,6 +56,8 @@ type Runtime struct {
 	name string
 	log  *slog.Logger
 
+	patience patience
+
 	vllmPrint, execPrint func() string // fingerprints of today's zygotes
 
 	found chan struct{} // closed when living generations have been looked for
@@ -83,7 +85,8 @@ func NewRuntime(cfg RuntimeConfig) *Runtime {
 		cfg.OnChange = func() {}
 	}
 	r := &Runtime{
-		cfg: cfg, name: cfg.Manifest.Name, log: cfg.Log.With("runtime", cfg.Manifest.Name),
+		patience: defaultPatience,
+		cfg:      cfg, name: cfg.Manifest.Name, log: cfg.Log.With("runtime", cfg.Manifest.Name),
 		found: make(chan struct{}), changed: make(chan struct{}),
 		gens: map[int]*generation{}, workers: map[string]*Worker{},
 	}

@@ -86,13 +86,28 @@ func (w *Worker) forkBoth(ctx context.Context, c *conn, spec ForkSpec) error {
 				Worker: w.id, Role: role, Socket: w.rt.halfSocket(w.gen, w.id, role), Log: w.log, Env: spec.Env,
 				Spec: forkDevice{spec.Device.Kind, spec.Device.Visible},
 			})
-			if err == nil {
+			if err != nil {
+				p = w.unheard(role)
+			}
+			if p.PID > 0 {
 				w.post(func() { w.has(role, p) })
 			}
 			errs <- err
 		}()
 	}
 	return errors.Join(<-errs, <-errs)
+}
+
+// unheard finds a half whose zygote was killed between the fork and the answer: it
+// listens since before it was forked, and nobody else would ever end it.
+func (w *Worker) unheard(role string) Proc {
+	ctx, cancel := context.WithTimeout(context.Background(), discoverTime)
+	defer cancel()
+	h, err := askHalf(ctx, w.rt.halfSocket(w.gen, w.id, role))
+	if err != nil || h.Worker != w.id || h.Role != role {
+		return Proc{}
+	}
+	return h.Proc
 }
 
 // Spawn starts a cold worker and returns when its process runs. It needs no warm
@@ -232,10 +247,8 @@ func (r *Runtime) holdSpawner(ctx context.Context) (*generation, *conn, error) {
 	if kind == runtime.KindExec {
 		return r.hold(ctx, kind)
 	}
-	select { // a zygote that was found may be about to answer
-	case <-r.found:
-	case <-ctx.Done():
-		return nil, nil, fmt.Errorf("%w yet: %w", ErrNoZygote, ctx.Err())
+	if err := r.lookedAround(ctx); err != nil { // a zygote that lives may be about to answer
+		return nil, nil, fmt.Errorf("%w yet: %w", ErrNoZygote, err)
 	}
 	r.spawner.Lock()
 	defer r.spawner.Unlock()

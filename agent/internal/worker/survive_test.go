@@ -290,3 +290,51 @@ func TestOldLogsGoButNotThoseOfTheLiving(t *testing.T) {
 	require.NoFileExists(t, r.logPath("gone-1004"))
 	require.FileExists(t, r.logPath("gone-1005"))
 }
+
+func TestZygoteThatHangsIsReplacedAndItsWorkersLiveOn(t *testing.T) {
+	h := fakeHost(t)
+	r := h.new()
+	r.patience.pingEvery, r.patience.ping = 20*time.Millisecond, 500*time.Millisecond
+	h.run(r)
+	w := h.fork(r, "w1")
+	zygote, _ := FindProc(r.Status().PID)
+	require.NoError(t, zygote.Signal(syscall.SIGSTOP))
+	waitZygote(t, r, func(s RuntimeStatus) bool { return s.Generation == 2 && isUp(s) })
+	requireGone(t, zygote)
+	requireAlive(t, procsOf(w)...)
+	require.NoError(t, w.Stop(within(t, 5*time.Second), 0))
+}
+
+func TestImportsThatNeverEndAreAProblemInWords(t *testing.T) {
+	h := fakeHost(t, "FAKE_ZYGOTE_IMPORT=1h")
+	r := h.new()
+	r.patience.imports = 300 * time.Millisecond
+	h.run(r)
+	s := waitZygote(t, r, func(s RuntimeStatus) bool { return s.Zygote == ZygoteDown })
+	require.Contains(t, s.Problem, "zygote did not answer for 300ms and was killed")
+}
+
+func TestEveryChangeOfStatusIsTold(t *testing.T) {
+	h := fakeHost(t)
+	told := make(chan struct{}, 1)
+	r := h.new()
+	r.cfg.OnChange = func() {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	}
+	require.Equal(t, ZygoteStarting, r.Status().Zygote)
+	stop := h.run(r)
+	deadline := time.After(20 * time.Second)
+	for !isUp(r.Status()) {
+		select {
+		case <-told:
+		case <-deadline:
+			require.Fail(t, "nobody told")
+		}
+	}
+	stop()
+	require.Equal(t, RuntimeStatus{Zygote: ZygoteDown, Problem: "it is shutting down"}, r.Status())
+	require.ErrorContains(t, r.Run(context.Background()), "it has run before")
+}
