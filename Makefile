@@ -1,0 +1,76 @@
+# warmd: `make help` lists the targets. Two of them matter to a newcomer: demo and test.
+SHELL := /bin/bash
+export CGO_CFLAGS += -Wno-deprecated-declarations
+# Python must write and use bytecode: without it every engine start recompiles 20,000 files.
+unexport PYTHONDONTWRITEBYTECODE
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+# NVML is found at run time: with -z now (Ubuntu's default) the binary would not even start on a host without it.
+LAZY    := -extldflags=-Wl,-z,lazy
+# What takes long to make (a vLLM of 5 GB, a linter) is kept between checkouts.
+CACHE   ?= $(or $(WARMD_CACHE),$(HOME)/.cache/warmd)
+LINT    := $(CACHE)/tools/golangci-lint-v2.15.0
+PYTOOLS := $(CACHE)/tools/py-1
+VLLM    := 0.32.0
+VLLM_OLDEST := 0.26.0
+export WARMD_TEST_RUNTIMES := $(CACHE)/runtimes
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check test-go test-python test-real fmt lint generate runtimes clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+
+build: bin/warmd bin/warmctl ## build bin/warmd and bin/warmctl
+
+bin/warmd: FORCE
+	@mkdir -p bin && go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS) $(LAZY)' -o $@ ./cmd/warmd
+bin/warmctl: FORCE
+	@mkdir -p bin && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ ./cmd/warmctl
+FORCE:
+
+demo: build ## place a model cold and warm on real vLLM, print tokens and the comparison
+	@bin/warmd demo --root '$(WARMD_TEST_RUNTIMES)' --vllm $(VLLM)
+
+check: $(LINT) $(PYTOOLS)/ok ## the fast inner loop: format, vet, lint, unit tests
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not gofmt-ed:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@go vet ./...
+	@$(LINT) run -c packaging/golangci.yml ./...
+	@$(PYTOOLS)/bin/ruff check -q agent/runtime/vllm
+	@go test -short ./...
+
+test: build $(PYTOOLS)/ok runtimes ## every test: Go with -race, Python, golden files, real etcd, real vLLM
+	@$(MAKE) --no-print-directory test-go test-python test-real
+
+test-go: ## Go tests with -race, real etcd, no engine
+	go test -race -count=1 -timeout 15m ./...
+
+test-python: $(PYTOOLS)/ok runtimes ## Python tests, and the contract with the oldest and the newest vLLM
+	@cd agent/runtime/vllm && PYTHONPATH=$$(echo $(PYTOOLS)/lib/python3*/site-packages) \
+	  WARMD_PYTHONS=$(WARMD_TEST_RUNTIMES)/vllm-$(VLLM)/venv/bin/python:$(WARMD_TEST_RUNTIMES)/vllm-$(VLLM_OLDEST)/venv/bin/python \
+	  $(PYTOOLS)/bin/python -m pytest -q -p no:cacheprovider tests
+
+test-real: build runtimes ## the whole path with real vLLM: place, tokens, faults, re-adoption
+	WARMD_TEST_REAL=1 WARMD_TEST_PYTHON=$(WARMD_TEST_RUNTIMES)/vllm-$(VLLM)/venv/bin/python \
+	  go test -count=1 -timeout 20m -v -run 'Real' ./cmd/warmd ./agent/internal/worker
+
+runtimes: bin/warmd ## install the vLLM versions that the tests use (once, into the cache)
+	@for v in $(VLLM) $(VLLM_OLDEST); do \
+	  bin/warmd runtime check --root '$(WARMD_TEST_RUNTIMES)' vllm-$$v >/dev/null 2>&1 || \
+	  bin/warmd runtime add vllm-$$v --root '$(WARMD_TEST_RUNTIMES)' --vllm $$v --device cpu || exit 1; done
+
+generate: build ## rewrite golden files, man pages, completions and the CLI reference
+	go test ./cmd/warmctl ./placement -rewrite
+
+fmt: ## format the Go and Python sources
+	gofmt -w $$(git ls-files '*.go')
+
+clean: ## remove what was built here (not the cache)
+	rm -rf bin dist
+
+$(LINT):
+	@echo 'installing golangci-lint (once)'; mkdir -p $(dir $@)tmp && GOBIN=$(dir $@)tmp go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 && mv $(dir $@)tmp/golangci-lint $@
+
+$(PYTOOLS)/ok:
+	@echo 'installing pytest and ruff (once)'; mkdir -p $(PYTOOLS) && python3 -m venv $(PYTOOLS) && $(PYTOOLS)/bin/pip install -q pytest==9.2.0 ruff==0.17.6 && touch $@

@@ -1,0 +1,48 @@
+// Command warmd is the daemon: an agent on each GPU host, a coordinator or three
+// for the fleet, and `warmd dev`, which is both with an embedded etcd in one
+// process. This package turns flags and files into a Config and calls Run; it is
+// the only place that knows about signals, the environment and exit codes.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"warmd/placement"
+)
+
+// version is set by the Makefile.
+var version = "dev"
+
+func main() { os.Exit(run(os.Args)) }
+
+// run is main without the exit. The first signal asks for an orderly end, the
+// second one ends the process at once.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	app := &cli.App{
+		Name: "warmd", Usage: "keep inference workers warm and place models on them", Version: version,
+		HideHelpCommand: true, ExitErrHandler: func(*cli.Context, error) {},
+		Commands: []*cli.Command{agentCommand(), coordinatorCommand(), devCommand(), demoCommand(), runtimeCommand(), modelCommand()},
+	}
+	err := app.RunContext(ctx, args)
+	if err == nil || errors.Is(err, context.Canceled) { // a signal is how a daemon ends, not an error
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "warmd:", err)
+	if exit, ok := errors.AsType[cli.ExitCoder](err); ok {
+		return exit.ExitCode()
+	}
+	if _, ok := errors.AsType[*placement.FieldError](err); ok {
+		return 2
+	}
+	return 1
+}

@@ -1,0 +1,408 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	agentapi "warmd/agent/api"
+	coordapi "warmd/coordinator/api"
+	"warmd/placement"
+)
+
+// The Real tests place models on a real, unmodified vLLM. They run when
+// WARMD_TEST_REAL is set (make test-real); in CI a missing part is a failure.
+const realRuntime = "vllm-0.32.0"
+
+// smallArgs keeps the CPU engine small; both arms of every comparison get them.
+var smallArgs = []string{"--dtype=bfloat16", "--enforce-eager", "--max-model-len=512", "--max-num-seqs=4"}
+
+// host is one machine under test: its own etcd, coordinator and agent processes.
+type host struct {
+	dir                      string
+	root                     string
+	etcd, coordinator, agent *proc
+	coord                    *coordapi.Client
+	node                     *agentapi.Client
+	agentArgs                []string
+}
+
+func realRoot(t *testing.T) string {
+	t.Helper()
+	if os.Getenv("WARMD_TEST_REAL") == "" {
+		if os.Getenv("CI") == "" || testing.Short() {
+			t.Skip("real vLLM: run with `make test-real`")
+		}
+		if os.Getenv("WARMD_TEST_GO_ONLY") != "" {
+			t.Skip("make test runs the Real tests by themselves, in test-real")
+		}
+		t.Fatal("WARMD_TEST_REAL is not set in CI: run `make test`, which installs vLLM and sets it")
+	}
+	root := os.Getenv("WARMD_TEST_RUNTIMES")
+	if _, err := os.Stat(filepath.Join(root, realRuntime, "runtime.json")); err != nil {
+		t.Fatalf("runtime %s is missing under %s: run `make runtimes`: %v", realRuntime, root, err)
+	}
+	return root
+}
+
+// realModels makes the models of the tests once: opt-125m shapes, and a tiny one.
+func realModels(t *testing.T, dir string) {
+	t.Helper()
+	for _, m := range []string{"opt-125m", "tiny"} {
+		if out, err := selfCmd("model", "make", filepath.Join(dir, m), "--preset", m).CombinedOutput(); err != nil {
+			t.Fatalf("model make: %v\n%s", err, out)
+		}
+	}
+}
+
+func selfCmd(args ...string) *exec.Cmd {
+	self, _ := os.Executable()
+	return exec.Command(self, append([]string{"play-warmd"}, args...)...)
+}
+
+// startHost runs etcd, a coordinator and an agent as three processes.
+func startHost(t *testing.T, root, models string, slots int) *host {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "warmd-e2e-") // short: Unix socket paths end at 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	h := &host{dir: dir, root: root}
+	h.startEtcd(t)
+	gossip := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	h.agentArgs = []string{"play-warmd", "agent", "--name", "host1", "--data", dir + "/agent", "--run", dir + "/run", "--socket", dir + "/agent.sock",
+		"--listen", "127.0.0.1:0", "--gossip", gossip, "--runtimes", root, "--models", models, "--slots", fmt.Sprint(slots)}
+	h.startAgent(t)
+	etcdURL, _ := os.ReadFile(filepath.Join(dir, "etcd", "url"))
+	h.coordinator = start(t, "coordinator", "play-warmd", "coordinator", "--name", "coord1", "--etcd", string(etcdURL),
+		"--socket", dir+"/coordinator.sock", "--gossip", "127.0.0.1:0", "--join", gossip)
+	h.coord = coordClient(t, dir+"/coordinator.sock")
+	t.Cleanup(func() { h.endEngines(t) })
+	return h
+}
+
+func (h *host) startEtcd(t *testing.T) {
+	_ = os.MkdirAll(filepath.Join(h.dir, "etcd"), 0o700)
+	h.etcd, _ = startEtcd(t, filepath.Join(h.dir, "etcd"))
+}
+
+func (h *host) startAgent(t *testing.T) {
+	h.agent = start(t, "agent", h.agentArgs...)
+	h.node = agentClient(t, h.dir+"/agent.sock")
+}
+
+// endEngines leaves nothing running: an agent told to end its engines does it.
+func (h *host) endEngines(t *testing.T) {
+	h.agent.end(syscall.SIGKILL)
+	if out, err := selfCmd(append(h.agentArgs[1:], "--end-engines-and-exit")...).CombinedOutput(); err != nil {
+		t.Errorf("end engines: %v\n%s", err, tail(string(out), 2000))
+	}
+	if out, _ := exec.Command("pgrep", "-f", h.dir).Output(); len(strings.Fields(string(out))) > 0 {
+		t.Errorf("processes left behind: %s", out)
+	}
+}
+
+// warm waits until n parked workers are idle and returns how long that took.
+func (h *host) warm(t *testing.T, n int, within time.Duration) time.Duration {
+	t.Helper()
+	return eventually(t, within, fmt.Sprintf("%d warm workers", n), func() error {
+		s, err := h.node.Node(t.Context())
+		if err != nil {
+			return err
+		}
+		if _, _, _, _, warm := s.Capacity.Totals(); warm < n {
+			return fmt.Errorf("%d warm, runtimes %+v, devices %+v", warm, s.Capacity.Runtimes, s.Capacity.Devices)
+		}
+		return nil
+	})
+}
+
+// joined waits until the coordinator sees the node's exact capacity.
+func (h *host) joined(t *testing.T) {
+	t.Helper()
+	eventually(t, 20*time.Second, "coordinator sees the node", func() error {
+		f, err := h.coord.Fleet(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, n := range f.Nodes {
+			if n.Node == "host1" && n.Alive && !n.Summary && len(n.Devices) > 0 {
+				return nil
+			}
+		}
+		return fmt.Errorf("fleet %+v", f)
+	})
+}
+
+func (h *host) place(t *testing.T, r placement.Request) placement.Placement {
+	t.Helper()
+	p, err := h.coord.Place(t.Context(), r, "ready", nil)
+	if err != nil {
+		t.Fatalf("place %s: %v", r.Model, err)
+	}
+	return p
+}
+
+func (h *host) release(t *testing.T, id string) {
+	t.Helper()
+	if _, err := h.coord.Release(t.Context(), id, 1); err != nil {
+		t.Fatalf("release %s: %v", id, err)
+	}
+}
+
+func TestRealWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.T) {
+	root, models := realRoot(t), t.TempDir()
+	realModels(t, models)
+	h := startHost(t, root, models, 1)
+	h.warm(t, 1, 90*time.Second)
+	h.joined(t)
+
+	cold := h.place(t, placement.Request{Model: "opt-125m", Runtime: realRuntime, Start: placement.StartCold, Args: smallArgs})
+	want, err := complete(t.Context(), cold, "Hello my name is", 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.release(t, cold.ID)
+	h.warm(t, 1, 20*time.Second)
+
+	begin := time.Now()
+	warm := h.place(t, placement.Request{Model: "opt-125m", Runtime: realRuntime, Start: placement.StartWarm, Args: smallArgs})
+	took := time.Since(begin)
+	got, err := complete(t.Context(), warm, "Hello my name is", 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != want || got == "" {
+		t.Errorf("parked start answers %q, stock start %q", got, want)
+	}
+	if warm.Tier != placement.TierWarm || cold.Tier != placement.TierCold {
+		t.Errorf("tiers %s and %s", warm.Tier, cold.Tier)
+	}
+	tr, err := h.coord.Trace(t.Context(), warm.ID)
+	if err != nil || !slices.ContainsFunc(tr.Phases, func(p placement.Phase) bool { return p.Name == "Load weights" || p.Name == "Load model" }) {
+		t.Errorf("trace lacks vLLM's own spans: %v %+v", err, tr.Phases)
+	}
+	h.release(t, warm.ID)
+	again := h.warm(t, 1, 10*time.Second)
+	t.Logf("cold %.2f s, warm %.2f s (%.1fx), slot warm again %.0f ms after the release answered", cold.StartSeconds, took.Seconds(), cold.StartSeconds/took.Seconds(), again.Seconds()*1000)
+}
+
+func TestRealAgentKilledWhileServingNoCompletionFailsAndWorkersAreReadopted(t *testing.T) {
+	root, models := realRoot(t), t.TempDir()
+	realModels(t, models)
+	h := startHost(t, root, models, 2)
+	h.warm(t, 1, 90*time.Second)
+	h.joined(t)
+	p := h.place(t, placement.Request{Model: "tiny", Runtime: realRuntime, Args: smallArgs})
+	before, err := h.node.Workers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, stop := context.WithCancel(t.Context())
+	var ok, failed atomic.Int64
+	streaming := make(chan struct{})
+	go func() {
+		defer close(streaming)
+		for ctx.Err() == nil {
+			if _, err := complete(context.WithoutCancel(ctx), p, "x", 4); err != nil {
+				t.Logf("completion: %v", err)
+				failed.Add(1)
+			}
+			ok.Add(1)
+		}
+	}()
+	for range 5 {
+		h.agent.end(syscall.SIGKILL)
+		h.startAgent(t)
+		took := eventually(t, 10*time.Second, "re-adopted", func() error {
+			after, err := h.node.Workers(t.Context())
+			if err != nil {
+				return err
+			}
+			return sameWorkers(before, after)
+		})
+		if took > 2*time.Second {
+			t.Errorf("re-adoption took %s, want at most 2 s", took)
+		}
+		t.Logf("re-adopted %d workers in %s", len(before), took.Round(time.Millisecond))
+		s, err := h.node.Node(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slots, free, busy, quarantined, warm := s.Capacity.Totals(); slots != 2 || free != 1 || busy != 1 || quarantined != 0 || warm != 1 {
+			t.Errorf("capacity after re-adoption: slots %d free %d busy %d quarantined %d warm %d", slots, free, busy, quarantined, warm)
+		}
+	}
+	stop()
+	<-streaming
+	if failed.Load() > 0 {
+		t.Errorf("%d of %d completions failed", failed.Load(), ok.Load())
+	}
+	t.Logf("%d completions, %d failed, over 5 kills of the agent", ok.Load(), failed.Load())
+	h.joined(t)
+	h.release(t, p.ID)
+	h.warm(t, 1, 10*time.Second)
+}
+
+func sameWorkers(before, after []agentapi.Worker) error {
+	if len(before) != len(after) {
+		return fmt.Errorf("%d workers, want %d: %+v", len(after), len(before), after)
+	}
+	for _, b := range before {
+		if !slices.ContainsFunc(after, func(a agentapi.Worker) bool {
+			return a.ID == b.ID && a.EnginePID == b.EnginePID && a.APIPID == b.APIPID && a.State == b.State && a.Placement == b.Placement
+		}) {
+			return fmt.Errorf("worker %+v is not in %+v", b, after)
+		}
+	}
+	return nil
+}
+
+func TestRealEngineDeathIsReportedWithItsCauseThePairDiesAndTheSlotIsRefilled(t *testing.T) {
+	root, models := realRoot(t), t.TempDir()
+	realModels(t, models)
+	h := startHost(t, root, models, 1)
+	h.warm(t, 1, 90*time.Second)
+	h.joined(t)
+	for _, half := range []string{"engine", "api"} {
+		p := h.place(t, placement.Request{Model: "tiny", Runtime: realRuntime, Args: smallArgs})
+		w := workerOf(t, h, p.ID)
+		victim, other := w.EnginePID, w.APIPID
+		if half == "api" {
+			victim, other = other, victim
+		}
+		if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		took := eventually(t, 5*time.Second, half+" death reported", func() error {
+			got, err := h.node.Placement(t.Context(), p.ID)
+			if err != nil {
+				return err
+			}
+			if got.State != placement.Failed || !strings.Contains(got.Reason, half) {
+				return fmt.Errorf("state %s reason %q", got.State, got.Reason)
+			}
+			return nil
+		})
+		if took > time.Second {
+			t.Errorf("%s death reported after %s, want 1 s at most", half, took)
+		}
+		eventually(t, 2*time.Second, "the other half is dead", func() error {
+			if alive(other) {
+				return fmt.Errorf("pid %d lives", other)
+			}
+			return nil
+		})
+		refill := h.warm(t, 1, 10*time.Second)
+		t.Logf("%s kill -9: reported in %s, refilled in %s", half, took.Round(time.Millisecond), refill.Round(time.Millisecond))
+	}
+}
+
+func workerOf(t *testing.T, h *host, id string) agentapi.Worker {
+	t.Helper()
+	ws, err := h.node.Workers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range ws {
+		if w.Placement == id {
+			return w
+		}
+	}
+	t.Fatalf("no worker of %s in %+v", id, ws)
+	return agentapi.Worker{}
+}
+
+func TestRealZygoteDeathHurtsNoWorkerAndTheNextGenerationTakesOver(t *testing.T) {
+	root, models := realRoot(t), t.TempDir()
+	realModels(t, models)
+	h := startHost(t, root, models, 2)
+	h.warm(t, 1, 90*time.Second)
+	h.joined(t)
+	p := h.place(t, placement.Request{Model: "tiny", Runtime: realRuntime, Args: smallArgs})
+	w := workerOf(t, h, p.ID)
+	zygote := parentOf(t, w.EnginePID)
+	if err := syscall.Kill(zygote, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := complete(t.Context(), p, "Hello", 4); err != nil {
+		t.Errorf("completion right after the zygote died: %v", err)
+	}
+	eventually(t, 90*time.Second, "next generation", func() error {
+		s, err := h.node.Node(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, rt := range s.Capacity.Runtimes {
+			if rt.Name == realRuntime && rt.Zygote == "up" {
+				return nil
+			}
+		}
+		return fmt.Errorf("runtimes %+v", s.Capacity.Runtimes)
+	})
+	if !alive(w.EnginePID) || !alive(w.APIPID) {
+		t.Error("the zygote's death took a worker with it")
+	}
+	q := h.place(t, placement.Request{Model: "tiny", Name: "second", Runtime: realRuntime, Args: smallArgs})
+	if _, err := complete(t.Context(), q, "Hello", 4); err != nil {
+		t.Error(err)
+	}
+	// The new generation ends a worker of the old one.
+	h.release(t, p.ID)
+	if alive(w.EnginePID) || alive(w.APIPID) {
+		t.Error("release answered, but the old generation's worker lives")
+	}
+	h.release(t, q.ID)
+}
+
+func parentOf(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ppid int
+	s := string(b[strings.LastIndexByte(string(b), ')')+1:])
+	if _, err := fmt.Sscan(strings.Fields(s)[1], &ppid); err != nil {
+		t.Fatal(err)
+	}
+	return ppid
+}
+
+func TestRealModelThatCannotBeServedIsRefusedWithTheFileAndLosesNothing(t *testing.T) {
+	root, models := realRoot(t), t.TempDir()
+	realModels(t, models)
+	h := startHost(t, root, models, 1)
+	h.warm(t, 1, 90*time.Second)
+	h.joined(t)
+	alien := filepath.Join(models, "alien")
+	copyModel(t, filepath.Join(models, "tiny"), alien)
+	cfg, _ := os.ReadFile(filepath.Join(alien, "config.json"))
+	if err := os.WriteFile(filepath.Join(alien, "config.json"), []byte(strings.Replace(string(cfg), "OPTForCausalLM", "MartianForCausalLM", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := h.coord.Place(t.Context(), placement.Request{Model: "alien", Runtime: realRuntime, Args: smallArgs}, "ready", nil)
+	if err == nil || !strings.Contains(placement.AsError(err).Message+placement.AsError(err).Detail, "MartianForCausalLM") {
+		t.Errorf("unknown architecture: %v", err)
+	}
+	h.warm(t, 1, 10*time.Second)
+	p := h.place(t, placement.Request{Model: "tiny", Runtime: realRuntime, Args: smallArgs})
+	h.release(t, p.ID)
+}
+
+func copyModel(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+}
