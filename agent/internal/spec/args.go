@@ -40,7 +40,7 @@ func parseArgs(args, extra []string, modelDir string) (parsed, error) {
 		seen[base] = at
 		o, known := allowed[name]
 		sw, isSwitch := allowed[base]
-		isSwitch = isSwitch && sw.check == nil
+		isSwitch = isSwitch && sw.check == nil && (name == base || !sw.bare)
 		switch operator := allows(extra, name); {
 		case isSwitch && has:
 			return p, fail("takes no value: write %s or --no-%s", base, base[2:])

@@ -86,6 +86,7 @@ func TestArgumentsOutsideTheAllowlistAreRefusedByName(t *testing.T) {
 		{[]string{"--enforce-eager=true"}, []string{"takes no value", "--no-enforce-eager"}},
 		{[]string{"--no-no-enforce-eager"}, []string{"not on"}},
 		{[]string{"--no-seed"}, []string{"not on"}},
+		{[]string{"--no-disable-log-stats"}, []string{"not on"}},
 		{[]string{"--seed"}, []string{"needs a value"}},
 		{[]string{"--seed", "--enforce-eager"}, []string{"takes a whole number"}},
 		{[]string{"--seed=1", "--seed=2"}, []string{"given twice"}},

@@ -13,6 +13,8 @@ import (
 // takes no value and may be negated with --no-.
 type option struct {
 	check func(string) error
+	// bare: a switch without a --no- form.
+	bare bool
 	// cold says why a value cannot be had from a parked worker, "" when it can.
 	cold func(string) string
 }
@@ -36,7 +38,6 @@ var allowed = map[string]option{
 	"--gpu-memory-utilization":       {check: fraction},
 	"--device-memory-utilization":    {check: fraction},
 	"--cpu-offload-gb":               {check: number},
-	"--swap-space":                   {check: number},
 	// numbers and their formats
 	"--dtype":          {check: oneOf("auto", "bfloat16", "float", "float16", "float32", "half")},
 	"--kv-cache-dtype": {check: word},
@@ -52,7 +53,6 @@ var allowed = map[string]option{
 	"--convert":                    {check: oneOf("auto", "none", "embed", "classify")},
 	"--enforce-eager":              {},
 	"--optimization-level":         {check: oneOf("0", "1", "2", "3")},
-	"--cudagraph-capture-sizes":    {check: integer},
 	"--max-cudagraph-capture-size": {check: integer},
 	"--attention-backend":          {check: word},
 	"--enable-flashinfer-autotune": {},
@@ -70,7 +70,7 @@ var allowed = map[string]option{
 	"--scheduling-policy":            {check: oneOf("fcfs", "priority")},
 	"--disable-chunked-mm-input":     {},
 	"--calculate-kv-scales":          {},
-	"--disable-log-stats":            {},
+	"--disable-log-stats":            {bare: true},
 	"--enable-log-requests":          {},
 	"--max-log-len":                  {check: integer},
 	"--disable-uvicorn-access-log":   {},
@@ -119,7 +119,6 @@ var refused = []struct{ name, why string }{
 	{"--distributed-executor-backend", "it can import a class by name"},
 	{"--middleware", "it imports code into the API server"},
 	{"--logits-processors", "it imports classes by name"},
-	{"--logits-processor-pattern", "it imports classes by name"},
 	{"--io-processor-plugin", "it loads a plugin"},
 	{"--tool-parser-plugin", "it runs a Python file"},
 	{"--reasoning-parser-plugin", "it runs a Python file"},
