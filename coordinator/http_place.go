@@ -238,8 +238,8 @@ func (c *Coordinator) deletePlacement(w http.ResponseWriter, r *http.Request) er
 	if err == nil {
 		_, err = cl.Release(ctx, rec.ID, grace.Seconds())
 	}
-	if e := placement.AsError(err); err != nil && e.Code != placement.CodeNotFound {
-		return placement.Errorf(placement.CodeUnavailable, "placement %s is released, but node %s did not confirm that its worker is gone: %s", rec.ID, rec.Node, e.Message).
+	if err != nil && placement.AsError(err).Code != placement.CodeNotFound {
+		return placement.Errorf(placement.CodeUnavailable, "placement %s is released, but node %s did not confirm that its worker is gone: %s", rec.ID, rec.Node, placement.AsError(err).Message).
 			WithHint("nothing to do: the worker is let go of when the node answers again")
 	}
 	agentapi.WriteJSON(w, http.StatusOK, rec.Placement)

@@ -59,13 +59,15 @@ func (s *start) run(ctx context.Context) {
 	for go1 := s.rec.Revision != 0; ; go1 = false {
 		if !go1 {
 			c, refusal := s.choose(ctx)
-			if refusal == nil {
-				refusal = s.write(ctx, c)
-			}
-			if refusal != nil && refusal.Code == errRetry {
-				continue
-			}
 			if refusal != nil {
+				s.refuse(ctx, s.known(ctx, refusal))
+				return
+			}
+			switch refusal = s.write(ctx, c); {
+			case refusal == nil:
+			case refusal.Code == errRetry:
+				continue
+			default:
 				s.refuse(ctx, refusal)
 				return
 			}
@@ -93,16 +95,22 @@ func (s *start) run(ctx context.Context) {
 	}
 }
 
+// known looks whether the request id has a placement already: a repeated request must
+// get it even when the fleet is full.
+func (s *start) known(ctx context.Context, refusal *placement.Error) *placement.Error {
+	if s.rec.Revision != 0 || refusal.Code == errFound {
+		return refusal
+	}
+	if rec, err := s.existing(ctx); err == nil {
+		return s.found(rec)
+	}
+	return refusal
+}
+
 // refuse ends a placement that found no slot, or whose choice could not be recorded.
 func (s *start) refuse(ctx context.Context, refusal *placement.Error) {
 	if ctx.Err() != nil {
 		return
-	}
-	if s.rec.Revision == 0 && refusal.Code != errFound {
-		// A repeated request must get its placement even when the fleet is full.
-		if rec, err := s.existing(ctx); err == nil {
-			refusal = s.found(rec)
-		}
 	}
 	switch {
 	case refusal.Code == errFound:
