@@ -38,7 +38,8 @@ type Passed struct {
 //  2. a warmer tier wins (warm before cold); start=warm admits warm only,
 //     start=cold is cold anywhere;
 //  3. within a tier: a parked idle worker before a fork, then the busier device
-//     (pack, so that whole GPUs stay free), then more free memory;
+//     (pack, so that whole GPUs stay free), then more free memory; a cold start
+//     leaves parked workers alone while it can;
 //  4. ties fall to the node name, then to the order of its devices.
 //
 // It looks at every device: a sample would miss the one parked worker of a busy
@@ -123,7 +124,9 @@ func (p *pick) grade(dev *Device, rt *Runtime, r Request, claimed int) {
 	p.score = int64(dev.Busy)<<20 + min(dev.FreeBytes>>30, 1<<20-1)
 	switch idle := dev.Warm[rt.Name] - claimed; { // a claim takes a parked worker first
 	case r.Start == StartCold || rt.Kind == KindExec: // exec has no warm stage, whatever its helper is called
-		p.cold = true
+		if p.cold = true; dev.parked() > claimed {
+			p.score -= 1 << 40
+		}
 	case idle > 0:
 		p.idle = idle
 		p.score += 1 << 40

@@ -91,6 +91,14 @@ func (d *Device) label() string {
 	return d.ID
 }
 
+// parked counts the idle workers of every runtime.
+func (d *Device) parked() (n int) {
+	for _, w := range d.Warm {
+		n += w
+	}
+	return n
+}
+
 func taken(n *NodeView, claimed int) Passed {
 	if claimed > 0 {
 		return passOver(n, CodeNoCapacity, "every slot is taken, %d of them claimed a moment ago", claimed)

@@ -26,6 +26,8 @@
 //	   +---- worker lost before ready ---------------+                       v
 //	   (each of the two adds one to Attempt)                               failed
 //	pending --no capacity by the deadline, attempts spent--> failed
+//	assigned --accepted, but the answer was lost and a token came--> ready
+//	assigned, loading --no other node will do, deadline--> failed
 //	release is legal from every state that is not terminal.
 //
 // [CanMove] is that drawing as a table; a test compares the two.
