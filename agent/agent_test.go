@@ -136,6 +136,7 @@ func (n *node) device() placement.Device {
 }
 
 func TestAModelIsPlacedAnswersAndIsReleased(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	n.start()
 	last, err := n.place("p1", 1, placement.Request{Model: "tiny"})
@@ -163,6 +164,7 @@ func TestAModelIsPlacedAnswersAndIsReleased(t *testing.T) {
 }
 
 func TestAnEngineThatDiesWhileStartingIsReportedWithItsLastWords(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	n.start()
 	last, err := n.place("p1", 1, placement.Request{Model: "tiny", Name: "crash"})
@@ -174,6 +176,7 @@ func TestAnEngineThatDiesWhileStartingIsReportedWithItsLastWords(t *testing.T) {
 }
 
 func TestServingPlacementsOutliveTheAgent(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, nil)
 	n.start()
 	last, err := n.place("p1", 1, placement.Request{Model: "tiny"})
@@ -200,6 +203,7 @@ func TestServingPlacementsOutliveTheAgent(t *testing.T) {
 }
 
 func TestTwoClaimsForTheLastSlotHaveOneWinner(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, func(c *Config) { c.Devices = map[string]DeviceConfig{gpu.CPUDevice: {Slots: 1}} })
 	n.start()
 	type answer struct {

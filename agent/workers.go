@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -85,9 +86,12 @@ func (p pair) Record() json.RawMessage {
 // Info is the worker at a glance.
 func (p pair) Info() device.Info { return infoOf(p.Worker.Info()) }
 
+// infoOf takes the pids from the record: they are there from the first moment of
+// an adoption.
 func infoOf(i worker.Info) device.Info {
 	return device.Info{
-		ID: i.ID, Runtime: i.Runtime, Generation: i.Generation, EnginePID: i.EnginePID, APIPID: i.APIPID,
+		ID: i.ID, Runtime: i.Runtime, Generation: i.Generation,
+		EnginePID: cmp.Or(i.EnginePID, i.Engine.PID), APIPID: cmp.Or(i.APIPID, i.API.PID),
 		State: string(i.State), Placement: i.Placement, Attempt: i.Attempt, LogPath: i.LogPath,
 	}
 }

@@ -16,6 +16,8 @@ if "crash" in name or mode == "crash":
 if "hang" in name or mode == "hang":
     print("still loading, for ever", flush=True)
     time.sleep(3600)
+if "slow" in name:
+    time.sleep(2)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
