@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -113,9 +114,7 @@ func (f *fake) answer(changes map[string]any) {
 	if err := json.Unmarshal(raw, &in); err != nil {
 		f.t.Fatal(err)
 	}
-	for k, v := range changes {
-		in[k] = v
-	}
+	maps.Copy(in, changes)
 	raw, _ = json.Marshal(in)
 	f.write("inspect.json", string(raw), 0o644)
 }
