@@ -188,7 +188,7 @@ func TestProgressOnATerminalKeepsOneLineAPhase(t *testing.T) {
 	if len(lines) != 3 || lines[2] != "" { // venv, install, and nothing behind the last newline
 		t.Fatalf("%q", lines)
 	}
-	for _, drawn := range strings.SplitSeq(out.String(), "\r\033[K") {
+	for drawn := range strings.SplitSeq(out.String(), "\r\033[K") {
 		if len([]rune(strings.TrimSuffix(drawn, "\n"))) >= 40 {
 			t.Errorf("%q wraps", drawn)
 		}
