@@ -24,7 +24,7 @@ func (l *life) hear(ev Event, ok bool) error {
 	case ev.Kind == EventDead:
 		d := &death{cause: ev.Message, detail: ev.Detail}
 		if l.lastErr != nil {
-			d.cause, d.detail = l.lastErr.Message, strings.TrimSpace(l.lastErr.Detail+"\n"+ev.Detail)
+			d.cause, d.detail = l.lastErr.Message, joinDetail(l.lastErr.Detail, ev.Detail)
 		}
 		return d
 	case ev.Kind == EventError:
@@ -33,6 +33,19 @@ func (l *life) hear(ev Event, ok bool) error {
 		l.phase(ev.Phase.Name, ev.Phase.Proc, ev.Phase.Start, ev.Phase.Dur)
 	}
 	return nil
+}
+
+// joinDetail puts a traceback before the last log lines, unless they show it.
+func joinDetail(trace, log string) string {
+	trace, log = strings.TrimSpace(trace), strings.TrimSpace(log)
+	end := trace[strings.LastIndexByte(trace, '\n')+1:]
+	switch {
+	case trace == "" || strings.Contains(log, end):
+		return log
+	case log == "" || strings.Contains(trace, log[strings.LastIndexByte(log, '\n')+1:]):
+		return trace
+	}
+	return trace + "\n" + log
 }
 
 // events is the worker's channel while there is one to listen to.
