@@ -27,7 +27,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -180,20 +182,42 @@ func (c *Coordinator) listeners() ([]net.Listener, error) {
 	}
 	var lns []net.Listener
 	for _, addr := range c.cfg.Listen {
-		network := "tcp"
-		if len(addr) > 0 && addr[0] == '/' {
-			network = "unix"
-		}
-		ln, err := net.Listen(network, addr)
+		ln, err := listen(addr)
 		if err != nil {
 			for _, open := range lns {
 				_ = open.Close()
 			}
-			return nil, fmt.Errorf("listen on %s: %w", addr, err)
+			return nil, fmt.Errorf("listen on %s: %w (another coordinator? ss -ltnxp shows it)", addr, err)
 		}
 		lns = append(lns, ln)
 	}
 	return lns, nil
+}
+
+// listen opens host:port, or a Unix socket at an absolute path. A coordinator that was
+// killed leaves its socket file behind: one that nobody answers is taken over.
+func listen(addr string) (net.Listener, error) {
+	if !strings.HasPrefix(addr, "/") {
+		return net.Listen("tcp", addr)
+	}
+	if c, err := net.DialTimeout("unix", addr, time.Second); err == nil {
+		_ = c.Close()
+		return nil, errors.New("somebody answers there already")
+	}
+	if st, err := os.Lstat(addr); err == nil && st.Mode()&os.ModeSocket != 0 {
+		if err := os.Remove(addr); err != nil {
+			return nil, err
+		}
+	}
+	ln, err := net.Listen("unix", addr)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(addr, 0o660); err != nil {
+		_ = ln.Close()
+		return nil, err
+	}
+	return ln, nil
 }
 
 // lead sweeps while this coordinator is elected.
@@ -204,15 +228,22 @@ func (c *Coordinator) lead(ctx context.Context, f store.Fence) {
 	c.sweeper.Lead(ctx, f)
 }
 
+// lookEvery is how often the view is looked at without being told to: a node that one
+// call did not reach is believed again after a while, and nothing announces that.
+const lookEvery = 5 * time.Second
+
 // watchView passes the view's changes on to those who wait for them.
 func (c *Coordinator) watchView(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.opt.View.Changed():
-			c.placer.Wake()
+		case <-tick.C:
 		}
+		c.placer.Wake()
 	}
 }
 

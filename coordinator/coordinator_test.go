@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -282,11 +285,53 @@ func TestEventsOfNodesAndOursComeByTimeAndCanBeFollowed(t *testing.T) {
 
 func TestAPartialAnswerNamesTheNodesThatAreMissing(t *testing.T) {
 	r := newRig(t, 2)
+	_, err := r.client.Place(t.Context(), placement.Request{Model: "opt", Node: "n2"}, "ready", nil)
+	require.NoError(t, err)
 	r.nodes.Mark("n2", "failed")
+	list, err := r.client.Placements(t.Context(), false)
+	require.NoError(t, err)
+	assert.Equal(t, placement.Ready, list[0].State)
+	assert.Contains(t, list[0].Reason, "node n2 is failed", "ready, as far as anybody knows")
 	resp, err := r.client.Open(t.Context(), http.MethodGet, "/v1/workers", nil, nil)
 	require.NoError(t, err)
 	defer resp.Body.Close()
 	assert.Equal(t, "n2", resp.Header.Get(missHeader))
+}
+
+// A coordinator is a member of the gossip, and not a node: nothing is placed on it,
+// nobody asks it for workers, and no answer counts it as missing.
+func TestAMemberWithoutAnAgentIsNotAPlaceToPlace(t *testing.T) {
+	r := newRig(t, 0)
+	r.nodes.Apply(placement.Capacity{Node: "c1", Coordinator: true, Epoch: 1})
+	_, err := r.client.Place(t.Context(), request("req-1"), "ready", nil)
+	assert.Equal(t, placement.CodeNoCapacity, code(err))
+	assert.Contains(t, err.Error(), "the fleet has no node")
+	resp, err := r.client.Open(t.Context(), http.MethodGet, "/v1/workers", nil, nil)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	assert.Empty(t, resp.Header.Get(missHeader))
+	fleet, err := r.client.Fleet(t.Context())
+	require.NoError(t, err)
+	assert.Len(t, fleet.Nodes, 1, "capacity shows every member")
+}
+
+func TestASocketFileOfADeadCoordinatorIsTakenOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.sock")
+	dead, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	dead.(*net.UnixListener).SetUnlinkOnClose(false)
+	_, err = listen(path)
+	require.ErrorContains(t, err, "answers there already")
+	require.NoError(t, dead.Close())
+	ln, err := listen(path)
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+	require.NoError(t, os.WriteFile(path, []byte("precious"), 0o600))
+	_, err = listen(path)
+	require.Error(t, err)
+	kept, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Equal(t, "precious", string(kept), "what is not a socket is not removed")
 }
 
 func TestMetricsCountWhatHappened(t *testing.T) {

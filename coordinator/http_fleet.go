@@ -34,7 +34,7 @@ func fan[T any](c *Coordinator, w http.ResponseWriter, r *http.Request, ask func
 	out, missed := []T{}, []string{}
 	var g errgroup.Group
 	g.SetLimit(fanWidth)
-	for _, n := range c.opt.View.Fleet().Nodes {
+	for _, n := range c.world.Fleet().Nodes {
 		if !n.Alive {
 			missed = append(missed, n.Node)
 			continue
@@ -209,7 +209,7 @@ func (c *Coordinator) followEvents(w http.ResponseWriter, r *http.Request) error
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { c.events.follow(ctx, 0, send) })
-	for _, n := range c.opt.View.Fleet().Nodes {
+	for _, n := range c.world.Fleet().Nodes {
 		if !n.Alive {
 			continue
 		}

@@ -100,6 +100,7 @@ func (c *Coordinator) streamPlacement(w http.ResponseWriter, r *http.Request,
 }
 
 func (c *Coordinator) getPlacements(w http.ResponseWriter, r *http.Request) error {
+	now := c.moment()
 	records, err := c.records(w, r)
 	if err != nil {
 		return err
@@ -107,7 +108,7 @@ func (c *Coordinator) getPlacements(w http.ResponseWriter, r *http.Request) erro
 	all := r.URL.Query().Get("all") != ""
 	out := []placement.Placement{}
 	for _, rec := range records {
-		if p := c.present(rec); all || !p.State.Terminal() {
+		if p := now.present(rec); all || !p.State.Terminal() {
 			out = append(out, p)
 		}
 	}
@@ -116,11 +117,12 @@ func (c *Coordinator) getPlacements(w http.ResponseWriter, r *http.Request) erro
 }
 
 func (c *Coordinator) getPlacement(w http.ResponseWriter, r *http.Request) error {
+	now := c.moment()
 	rec, err := c.find(w, r)
 	if err != nil {
 		return err
 	}
-	agentapi.WriteJSON(w, http.StatusOK, c.present(rec))
+	agentapi.WriteJSON(w, http.StatusOK, now.present(rec))
 	return nil
 }
 
@@ -183,19 +185,32 @@ func match(records []store.Record, key string) (store.Record, error) {
 	return store.Record{}, placement.Errorf(placement.CodeBadRequest, "%q names %d placements: %s", key, len(found), strings.Join(ids, ", ")).WithHint("give the id")
 }
 
-// present is a record as people should see it: with what a placement under way here is
-// like by now, and with a word on a node that is silent.
-func (c *Coordinator) present(rec store.Record) placement.Placement {
-	p := rec.Placement
-	if live, ok := c.placer.Live(rec.ID); ok && live.Attempt == p.Attempt && placement.CanMove(p.State, live.State) {
-		p = live
-	}
-	if p.State == placement.Ready {
-		for _, n := range c.opt.View.Fleet().Nodes {
-			if n.Node == p.Node && !n.Alive && p.Reason == "" {
-				p.Reason = fmt.Sprintf("node %s is %s, last heard %.0f s ago", n.Node, n.Status, n.AgeSeconds)
-			}
+// moment is what is known here beside the records: placements under way, and nodes that
+// are silent. Take it before the records are read: see placer.Live.
+type moment struct {
+	live   map[string]placement.Placement
+	silent map[string]placement.NodeView
+}
+
+func (c *Coordinator) moment() moment {
+	m := moment{live: c.placer.Live(), silent: map[string]placement.NodeView{}}
+	for _, n := range c.opt.View.Fleet().Nodes {
+		if !n.Alive {
+			m.silent[n.Node] = n
 		}
+	}
+	return m
+}
+
+// present is a record as people should see it: with what its placement is like by now,
+// and with a word on a node that is silent.
+func (m moment) present(rec store.Record) placement.Placement {
+	p := rec.Placement
+	if now, ok := m.live[rec.ID]; ok && now.Attempt == p.Attempt && placement.CanMove(p.State, now.State) {
+		p = now
+	}
+	if n, ok := m.silent[p.Node]; ok && p.State == placement.Ready && p.Reason == "" {
+		p.Reason = fmt.Sprintf("node %s is %s, last heard %.0f s ago", n.Node, n.Status, n.AgeSeconds)
 	}
 	return p
 }

@@ -14,7 +14,7 @@ import (
 	"warmd/coordinator/api"
 	"warmd/coordinator/internal/agenttest"
 	"warmd/coordinator/internal/store"
-	"warmd/coordinator/internal/store/etcdtest"
+	"warmd/coordinator/internal/store/storetest"
 )
 
 func TestMain(m *testing.M) {
@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 // rig is a coordinator over a real etcd and agents over real HTTP.
 type rig struct {
 	*Coordinator
-	etcd   *etcdtest.Server
+	etcd   *storetest.Etcd
 	agents []*agenttest.Agent
 	nodes  *agenttest.Nodes
 	client *api.Client
@@ -35,7 +35,7 @@ type rig struct {
 // newRig starts a coordinator over n agents of two slots each.
 func newRig(t testing.TB, n int, change ...func(*Config, *Options)) *rig {
 	t.Helper()
-	r := &rig{etcd: etcdtest.Start(t)}
+	r := &rig{etcd: storetest.StartEtcd(t)}
 	h := &agenttest.History{}
 	for i := range n {
 		a := agenttest.New(fmt.Sprintf("n%d", i+1), 2, h)
@@ -54,7 +54,7 @@ func newRig(t testing.TB, n int, change ...func(*Config, *Options)) *rig {
 	return r
 }
 
-func startCoordinator(t testing.TB, name string, etcd *etcdtest.Server, view View, change ...func(*Config, *Options)) (*Coordinator, *api.Client, *prometheus.Registry) {
+func startCoordinator(t testing.TB, name string, etcd *storetest.Etcd, view View, change ...func(*Config, *Options)) (*Coordinator, *api.Client, *prometheus.Registry) {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.Name, cfg.LeaseSeconds, cfg.Endpoints = name, 2, []string{etcd.Endpoint()}

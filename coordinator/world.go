@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,6 +61,16 @@ func dialAgent(node, addr string) (*agentapi.Client, error) {
 			WithHint("set a TCP listen address in its agent's configuration")
 	}
 	return agentapi.NewClient(addr, nil)
+}
+
+// Fleet is the nodes that have an agent. Coordinators are members of the gossip too,
+// with nothing to place on and nobody to call.
+func (w *world) Fleet() placement.Fleet {
+	f := w.View.Fleet()
+	f.Nodes = slices.DeleteFunc(slices.Clone(f.Nodes), func(n placement.NodeView) bool {
+		return len(n.Devices) == 0 && len(n.Runtimes) == 0 && n.Addr == ""
+	})
+	return f
 }
 
 // agent is the client of a node's agent, made once per address.

@@ -55,7 +55,7 @@ func TestLoadingIsToldAndNeverStored(t *testing.T) {
 		require.NoError(t, err)
 		time.Sleep(time.Second)
 		id := f.placementID()
-		live, ok := c.Live(id)
+		live, ok := c.Live()[id]
 		require.True(t, ok)
 		assert.Equal(t, placement.Loading, live.State)
 		assert.Equal(t, placement.Assigned, r.stored(id).State)

@@ -233,16 +233,19 @@ func (p *Placer) Decide(r placement.Request) (placement.Decision, error) {
 	return placement.Choose(placement.Snapshot{Nodes: nodes, Claims: p.overlay.counts(nodes)}, r), nil
 }
 
-// Live is what a placement under way here is like at this moment, which may be
-// newer than its record: loading is never stored, ready is stored behind the answer.
-func (p *Placer) Live(id string) (placement.Placement, bool) {
+// Live is what the placements under way here are like at this moment, by id, which may
+// be newer than their records: loading is never stored, ready is stored behind the
+// answer. Ask before the record is read: whoever is not here any more has settled.
+func (p *Placer) Live() map[string]placement.Placement {
 	p.mu.Lock()
-	f := p.byID[id]
-	p.mu.Unlock()
-	if f == nil {
-		return placement.Placement{}, false
+	defer p.mu.Unlock()
+	live := make(map[string]placement.Placement, len(p.byID))
+	for id, f := range p.byID {
+		if cur, ok := f.current(); ok {
+			live[id] = cur
+		}
 	}
-	return f.current()
+	return live
 }
 
 // Counts is how many placements wait for capacity, and how many are under way.

@@ -13,7 +13,6 @@ import (
 	"go.uber.org/goleak"
 
 	"warmd/coordinator/internal/store"
-	"warmd/coordinator/internal/store/etcdtest"
 	"warmd/coordinator/internal/store/storetest"
 	"warmd/placement"
 )
@@ -31,7 +30,7 @@ func TestMemKeepsTheContract(t *testing.T) {
 }
 
 func TestEtcdKeepsTheContract(t *testing.T) {
-	srv := etcdtest.Start(t)
+	srv := storetest.StartEtcd(t)
 	cl := srv.Client()
 	n := 0
 	storetest.Run(t, func(t *testing.T) storetest.Harness {
@@ -60,7 +59,7 @@ func TestEtcdKeepsTheContract(t *testing.T) {
 
 // With etcd gone a caller gets an answer within 2 s, and one it can act on.
 func TestEtcdDownIsRefusedFastWithAHint(t *testing.T) {
-	srv := etcdtest.Start(t)
+	srv := storetest.StartEtcd(t)
 	s := store.NewEtcd(srv.Client(), "/w/")
 	rec, err := s.Create(t.Context(), storetest.Record("p-1", "req-1"), store.NoFence)
 	require.NoError(t, err)
@@ -82,7 +81,7 @@ func TestEtcdDownIsRefusedFastWithAHint(t *testing.T) {
 
 // A follower outlives the server: after a restart it is told what changed.
 func TestFollowerOutlivesTheServer(t *testing.T) {
-	srv := etcdtest.Start(t)
+	srv := storetest.StartEtcd(t)
 	s := store.NewEtcd(srv.Client(), "/w/")
 	ctx, cancel := context.WithCancel(t.Context())
 	seen, done := make(chan string, 64), make(chan struct{})

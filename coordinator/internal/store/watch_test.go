@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"context"
@@ -9,29 +9,30 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
-	"warmd/coordinator/internal/store/etcdtest"
+	"warmd/coordinator/internal/store"
+	"warmd/coordinator/internal/store/storetest"
 	"warmd/placement"
 )
 
 // A watch that asks for a compacted revision ends with ErrCompacted, which Follow
 // answers with the whole state; it does not go on with a hole.
 func TestWatchOfACompactedRevisionStartsOver(t *testing.T) {
-	cl := etcdtest.Start(t).Client()
-	s := NewEtcd(cl, "/w/")
-	first, err := s.Create(t.Context(), Record{Placement: placement.Placement{ID: "p-1", State: placement.Assigned}}, NoFence)
+	cl := storetest.StartEtcd(t).Client()
+	s := store.NewEtcd(cl, "/w/")
+	first, err := s.Create(t.Context(), store.Record{Placement: placement.Placement{ID: "p-1", State: placement.Assigned}}, store.NoFence)
 	require.NoError(t, err)
-	second, err := s.Create(t.Context(), Record{Placement: placement.Placement{ID: "p-2", State: placement.Assigned}}, NoFence)
+	second, err := s.Create(t.Context(), store.Record{Placement: placement.Placement{ID: "p-2", State: placement.Assigned}}, store.NoFence)
 	require.NoError(t, err)
 	_, err = cl.Compact(t.Context(), second.Revision)
 	require.NoError(t, err)
 
 	var told atomic.Int64
-	err = s.watch(t.Context(), first.Revision, func(Change) { told.Add(1) })
+	err = s.WatchFrom(t.Context(), first.Revision, func(store.Change) { told.Add(1) })
 	require.ErrorIs(t, err, rpctypes.ErrCompacted)
 	assert.Zero(t, told.Load())
 
 	ctx, cancel := context.WithCancel(t.Context())
-	require.NoError(t, s.Follow(ctx, func(c Change) {
+	require.NoError(t, s.Follow(ctx, func(c store.Change) {
 		assert.True(t, c.Reset)
 		assert.Len(t, c.All, 2)
 		cancel()

@@ -15,7 +15,6 @@ import (
 	"go.uber.org/goleak"
 
 	"warmd/coordinator/internal/store"
-	"warmd/coordinator/internal/store/etcdtest"
 	"warmd/coordinator/internal/store/storetest"
 	"warmd/placement"
 )
@@ -55,7 +54,7 @@ func stand(t *testing.T, e *Election) *candidate {
 }
 
 func TestOneLeadsAndASuccessorFollowsAtOnceWhenItLeaves(t *testing.T) {
-	cl := etcdtest.Start(t).Client()
+	cl := storetest.StartEtcd(t).Client()
 	a := stand(t, newElection(cl, "a", 5))
 	fa := <-a.led
 	b := stand(t, newElection(cl, "b", 5))
@@ -81,8 +80,8 @@ func TestOneLeadsAndASuccessorFollowsAtOnceWhenItLeaves(t *testing.T) {
 // The zombie: a leader that does not notice the end of its lease goes on writing. Its
 // writes are refused, and its Lead ends by itself.
 func TestADeposedSweeperWritesNothing(t *testing.T) {
-	cl := etcdtest.Start(t).Client()
-	a := stand(t, newElection(cl, "a", 60))
+	cl := storetest.StartEtcd(t).Client()
+	a := stand(t, newElection(cl, "a", 4))
 	fence := <-a.led
 	s := store.NewEtcd(cl, "/w/")
 	before, err := s.Create(t.Context(), storetest.Record("p-1", "req-1"), store.NoFence)
@@ -108,7 +107,7 @@ func TestADeposedSweeperWritesNothing(t *testing.T) {
 
 // Campaign alone would return with the key of a lease that ended while it waited.
 func TestALeaseThatEndsWhileWaitingDoesNotLead(t *testing.T) {
-	cl := etcdtest.Start(t).Client()
+	cl := storetest.StartEtcd(t).Client()
 	a := stand(t, newElection(cl, "a", 60))
 	<-a.led
 	b := stand(t, newElection(cl, "b", 60))

@@ -1,6 +1,4 @@
-// Package etcdtest starts a real etcd inside a test: one member, in a temporary
-// folder, on Unix sockets, with an election that takes 0.1 s.
-package etcdtest
+package storetest
 
 import (
 	"fmt"
@@ -15,22 +13,24 @@ import (
 	"go.uber.org/zap"
 )
 
-// Server is a running etcd that a test can stop and start again on its data.
-type Server struct {
+// Etcd is a real etcd inside a test: one member, in a temporary folder, on Unix
+// sockets, with an election that takes 0.1 s. A test can stop it and start it again on
+// its data.
+type Etcd struct {
 	t    testing.TB
 	dir  string
 	etcd *embed.Etcd
 }
 
-// Start starts an etcd that ends with the test.
-func Start(t testing.TB) *Server {
+// StartEtcd starts an etcd that ends with the test.
+func StartEtcd(t testing.TB) *Etcd {
 	t.Helper()
 	// Not t.TempDir(): a Unix socket path has at most 108 bytes.
 	dir, err := os.MkdirTemp("", "etcd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, dir: dir}
+	s := &Etcd{t: t, dir: dir}
 	t.Cleanup(func() {
 		s.Stop()
 		_ = os.RemoveAll(dir)
@@ -40,7 +40,7 @@ func Start(t testing.TB) *Server {
 }
 
 // Up starts the server, again if it was stopped.
-func (s *Server) Up() {
+func (s *Etcd) Up() {
 	s.t.Helper()
 	cfg := embed.NewConfig()
 	cfg.Dir = filepath.Join(s.dir, "data")
@@ -64,7 +64,7 @@ func (s *Server) Up() {
 }
 
 // Stop stops the server at once; its data stays.
-func (s *Server) Stop() {
+func (s *Etcd) Stop() {
 	if s.etcd == nil {
 		return
 	}
@@ -74,10 +74,10 @@ func (s *Server) Stop() {
 }
 
 // Endpoint is what a client dials.
-func (s *Server) Endpoint() string { u := s.socket("client"); return u.String() }
+func (s *Etcd) Endpoint() string { u := s.socket("client"); return u.String() }
 
 // Client is a client that is closed with the test.
-func (s *Server) Client() *clientv3.Client {
+func (s *Etcd) Client() *clientv3.Client {
 	s.t.Helper()
 	cl, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, DialTimeout: 2 * time.Second, Logger: zap.NewNop()})
 	if err != nil {
@@ -87,7 +87,7 @@ func (s *Server) Client() *clientv3.Client {
 	return cl
 }
 
-func (s *Server) socket(name string) url.URL {
+func (s *Etcd) socket(name string) url.URL {
 	u, err := url.Parse(fmt.Sprintf("unix://%s/%s:0", s.dir, name))
 	if err != nil {
 		s.t.Fatal(err)
