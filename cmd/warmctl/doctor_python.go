@@ -134,7 +134,7 @@ func (h host) checkRuntime(dir, name string) finding {
 		if len(m.Command) == 0 {
 			return bad("kind exec without a command")
 		}
-		return finding{"runtime", fine, fmt.Sprintf("%s: exec %s", name, m.Command[0]), ""}
+		return finding{"runtime", fine, fmt.Sprintf("%s: exec %s", name, strings.Join(m.Command, " ")), ""}
 	}
 	if info, err := os.Stat(h.path(m.Python)); err != nil || info.Mode()&0o111 == 0 {
 		return bad("its python %s cannot be run", m.Python)

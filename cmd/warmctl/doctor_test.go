@@ -99,7 +99,7 @@ func TestRuntimesAreReadFromTheirManifests(t *testing.T) {
 		{`{"kind":"vllm","python":"/none/python"}`, "broken: v: its python /none/python cannot be run"},
 		{`{"kind":"vllm","engine":"vllm","version":"0.32.0","device":"cpu","python":"/bin/py"}`, "warning: v: no import profile"},
 		{`{"kind":"exec","command":[]}`, "broken: v: kind exec without a command"},
-		{`{"kind":"exec","command":["/bin/serve","{port}"]}`, "ok: v: exec /bin/serve"},
+		{`{"kind":"exec","command":["/bin/serve","{port}"]}`, "ok: v: exec /bin/serve {port}"},
 	} {
 		h.program("/bin/py", "")
 		if tc.manifest != "" {

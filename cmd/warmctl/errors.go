@@ -131,7 +131,7 @@ func (c console) report(err error, code int, asJSON bool) {
 		return
 	}
 	fmt.Fprintf(c.Err, "warmctl: %s\n", printable(e.Message))
-	if e.Capacity != nil {
+	if e.Capacity != nil && code == exitNoCapacity {
 		slots, free, busy, quarantined, warm := e.Capacity.Totals()
 		fmt.Fprintf(c.Err, "  %s now: %s, %d free, %d busy, %d in quarantine, %s\n", printable(e.Capacity.Node), plural(slots, "slot"), free, busy, quarantined, plural(warm, "warm worker"))
 	}

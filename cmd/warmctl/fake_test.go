@@ -332,6 +332,8 @@ func fakeDecision(model string) placement.Decision {
 	switch model {
 	case "full":
 		return placement.Decision{Passed: append([]placement.Passed{{Node: "n1", Code: placement.CodeNoCapacity, Reason: "every slot is taken"}}, passed...)}
+	case "two-runtimes":
+		return placement.Decision{Passed: []placement.Passed{{Node: "n1", Code: placement.CodeUnknownRuntime, Reason: "has 2 runtimes [a b] and the request names none"}}}
 	case "nobody":
 		return placement.Decision{}
 	}

@@ -167,8 +167,14 @@ func noCandidate(d placement.Decision) error {
 			code = placement.CodeNoCapacity
 		}
 	}
-	return placement.Errorf(code, "no node would take it: %s: %s", d.Passed[0].Node, d.Passed[0].Reason).
-		WithHint("warmctl capacity shows what is free; --wait-capacity queues for a slot")
+	e := placement.Errorf(code, "no node would take it: %s: %s", d.Passed[0].Node, d.Passed[0].Reason)
+	switch code {
+	case placement.CodeUnknownRuntime:
+		return e.WithHint("warmctl nodes lists the runtimes; name one with --runtime")
+	case placement.CodeNotFound:
+		return e.WithHint("warmctl nodes lists the nodes")
+	}
+	return e.WithHint("warmctl capacity shows what is free; --wait-capacity queues for a slot")
 }
 
 // printDecision prints what placement.Choose said: who would take it, who not and why.
