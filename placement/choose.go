@@ -53,12 +53,13 @@ func Choose(s Snapshot, r Request) Decision {
 		n := &s.Nodes[i]
 		rt, passed := admit(n, r)
 		if passed.Code == "" {
-			var p pick
-			if p, passed = bestDevice(n, rt, r, claims[n.Node]); passed.Code == "" {
+			p, ok := bestDevice(n, rt, r, claims[i])
+			if ok {
 				p.node = i
 				picks = append(picks, p)
 				continue
 			}
+			passed = whyNoDevice(n, &n.Runtimes[rt], r, claims[i])
 		}
 		d.Passed = append(d.Passed, passed)
 	}
@@ -80,42 +81,35 @@ type pick struct {
 	cold                  bool
 }
 
-// bestDevice picks the device of one node, or says why none will do: the reason
-// of the last device that was free but would not do, else that all are taken.
-func bestDevice(n *NodeView, rt int, r Request, claims map[string]int) (pick, Passed) {
-	best := pick{device: -1}
-	var passed Passed
-	unplaced := claims[anyDevice]
+// bestDevice picks the device of one node; false when none will do.
+func bestDevice(n *NodeView, rt int, r Request, claims map[string]int) (best pick, ok bool) {
+	c := claimWalk{n, claims, claims[anyDevice]}
 	for i := range n.Devices {
 		dev := &n.Devices[i]
-		claimed := claims[dev.ID]
-		if n.Summary { // its devices have no id: the first free ones take the claims
-			claimed = min(unplaced, dev.Free)
-		}
-		why := unfit(n, dev, &n.Runtimes[rt], r, claimed)
-		if why.Code == "" || why.Code == codeTaken {
-			unplaced -= claimed
+		claimed := c.on(dev, &n.Runtimes[rt])
+		if !fits(n, dev, &n.Runtimes[rt], r, claimed) {
+			continue
 		}
 		p := pick{device: i, runtime: rt}
-		if why.Code == "" {
-			if p.grade(dev, &n.Runtimes[rt], r, claimed); p.cold && r.Start == StartWarm {
-				why = passOver(n, CodeNoWarm, "start=warm, but runtime %s has %s", n.Runtimes[rt].Name, noWarm(&n.Runtimes[rt]))
-			}
+		p.grade(dev, &n.Runtimes[rt], r, claimed)
+		if p.cold && r.Start == StartWarm {
+			continue
 		}
-		switch {
-		case why.Code == "" && (best.device < 0 || before(p, best) < 0):
-			best = p
-		case why.Code != "" && (why.Code != codeTaken || passed.Code == ""):
-			passed = why
+		if !ok || before(p, best) < 0 {
+			best, ok = p, true
 		}
 	}
-	if best.device >= 0 {
-		return best, Passed{}
-	}
-	if passed.Code == codeTaken {
-		passed = taken(n, claims[anyDevice])
-	}
-	return best, passed
+	return best, ok
+}
+
+// fits reports whether a device could take the request now.
+func fits(n *NodeView, dev *Device, rt *Runtime, r Request, claimed int) bool {
+	return dev.Free > claimed && dev.Problem == "" && builtFor(rt, dev) &&
+		(dev.FreeBytes >= r.MemoryBytes || n.Summary) // a summary is too coarse to refuse by
+}
+
+func builtFor(rt *Runtime, dev *Device) bool {
+	return rt.Device == "" || dev.Kind == "" || rt.Device == dev.Kind
 }
 
 // grade says how warm the request would start on a device. Busy slots weigh more

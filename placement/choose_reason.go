@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // The kinds of a runtime.
@@ -12,12 +13,8 @@ const (
 	KindExec = "exec"
 )
 
-// codeTaken marks, inside Choose, a device that is merely full: any other reason
-// of the same node says more. anyDevice is the sum of a node's claims.
-const (
-	codeTaken Code = "taken"
-	anyDevice      = "\x00any"
-)
+// anyDevice is, among the claims on the devices of a node, their sum.
+const anyDevice = "\x00any"
 
 func passOver(n *NodeView, c Code, format string, args ...any) Passed {
 	return Passed{Node: n.Node, Code: c, Reason: fmt.Sprintf(format, args...)}
@@ -69,19 +66,30 @@ func findRuntime(have []Runtime, r Request, node string) (int, Passed) {
 	return 0, Passed{node, CodeUnknownRuntime, fmt.Sprintf("has %d runtimes %v and the request names none", len(have), names)}
 }
 
-// unfit says why a device cannot take the request, if it cannot.
-func unfit(n *NodeView, dev *Device, rt *Runtime, r Request, claimed int) Passed {
-	switch {
-	case dev.Problem != "":
-		return passOver(n, CodeNoCapacity, "%s: %s", dev.label(), dev.Problem)
-	case rt.Device != "" && dev.Kind != "" && rt.Device != dev.Kind:
-		return passOver(n, CodeUnknownRuntime, "runtime %s is for %s, %s is %s", rt.Name, rt.Device, dev.label(), dev.Kind)
-	case dev.Free <= claimed:
-		return Passed{Code: codeTaken}
-	case r.MemoryBytes > 0 && !n.Summary && dev.FreeBytes < r.MemoryBytes:
-		return passOver(n, CodeNoCapacity, "%s has %d MiB free, %d MiB wanted", dev.label(), dev.FreeBytes>>20, r.MemoryBytes>>20)
+// whyNoDevice says why no device of a node will do: the reason of the last one that
+// was not simply full, else that all are.
+func whyNoDevice(n *NodeView, rt *Runtime, r Request, claims map[string]int) Passed {
+	passed := Passed{n.Node, CodeNoCapacity, "every slot is taken"}
+	if claimed := claims[anyDevice]; claimed > 0 {
+		passed.Reason += ", " + strconv.Itoa(claimed) + " of them claimed a moment ago"
 	}
-	return Passed{}
+	c := claimWalk{n, claims, claims[anyDevice]}
+	for i := range n.Devices {
+		dev := &n.Devices[i]
+		claimed := c.on(dev, rt)
+		switch {
+		case dev.Problem != "":
+			passed = passOver(n, CodeNoCapacity, "%s: %s", dev.label(), dev.Problem)
+		case !builtFor(rt, dev):
+			passed = passOver(n, CodeUnknownRuntime, "runtime %s is for %s, %s is %s", rt.Name, rt.Device, dev.label(), dev.Kind)
+		case dev.Free <= claimed:
+		case !n.Summary && dev.FreeBytes < r.MemoryBytes:
+			passed = passOver(n, CodeNoCapacity, "%s has %d MiB free, %d MiB wanted", dev.label(), dev.FreeBytes>>20, r.MemoryBytes>>20)
+		default:
+			passed = passOver(n, CodeNoWarm, "start=warm, but runtime %s has %s", rt.Name, noWarm(rt))
+		}
+	}
+	return passed
 }
 
 func (d *Device) label() string {
@@ -97,13 +105,6 @@ func (d *Device) parked() (n int) {
 		n += w
 	}
 	return n
-}
-
-func taken(n *NodeView, claimed int) Passed {
-	if claimed > 0 {
-		return passOver(n, CodeNoCapacity, "every slot is taken, %d of them claimed a moment ago", claimed)
-	}
-	return Passed{n.Node, CodeNoCapacity, "every slot is taken"}
 }
 
 // noWarm says why a runtime gives no warm start.
@@ -139,18 +140,42 @@ func (p pick) candidate(n *NodeView, r Request) Candidate {
 	return c
 }
 
-// claimsByNode groups the claims by node and device, with their sum: one lookup a
-// node, and none for most, instead of one a device.
-func (s Snapshot) claimsByNode() map[string]map[string]int {
-	out := make(map[string]map[string]int, len(s.Claims))
+// claimsByNode groups the claims by the index of their node, with their sum. Most
+// nodes have none: no lookup by name is left for the scan.
+func (s Snapshot) claimsByNode() []map[string]int {
+	out := make([]map[string]int, len(s.Nodes))
 	for k, n := range s.Claims {
-		m := out[k.Node]
-		if m == nil {
-			m = map[string]int{}
-			out[k.Node] = m
+		i, found := slices.BinarySearchFunc(s.Nodes, k.Node, func(v NodeView, name string) int { return strings.Compare(v.Node, name) })
+		if !found {
+			continue
 		}
-		m[k.Device] += n
-		m[anyDevice] += n
+		if out[i] == nil {
+			out[i] = map[string]int{}
+		}
+		out[i][k.Device] += n
+		out[i][anyDevice] += n
 	}
 	return out
+}
+
+// claimWalk hands the claims of a node out to its devices, asked for in order. The
+// devices of a summary have no id: the first ones that could serve take the claims.
+type claimWalk struct {
+	node   *NodeView
+	claims map[string]int
+	left   int
+}
+
+func (c *claimWalk) on(dev *Device, rt *Runtime) int {
+	switch {
+	case c.left == 0:
+		return 0
+	case !c.node.Summary:
+		return c.claims[dev.ID]
+	case dev.Problem != "" || !builtFor(rt, dev):
+		return 0
+	}
+	n := min(c.left, dev.Free)
+	c.left -= n
+	return n
 }

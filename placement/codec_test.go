@@ -2,8 +2,10 @@ package placement
 
 import (
 	"bytes"
+	"compress/flate"
 	"fmt"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -72,6 +74,20 @@ func TestSummaryOfManySlicesAddsThemUp(t *testing.T) {
 		assert.Equal(t, totals(c), totals(got), "%d devices", n)
 		assert.Equal(t, c.Addr, got.Addr)
 	}
+}
+
+// A broken device takes nothing: its slots must not hide among those of healthy ones.
+func TestSummaryNeverAddsABrokenDeviceToHealthyOnes(t *testing.T) {
+	c := gpuNode(56)
+	c.Devices[0].Problem = "fell off the bus"
+	for i := range c.Devices {
+		c.Devices[i].FreeBytes = int64(i) << 30
+	}
+	got, err := DecodeMeta(EncodeMeta(c))
+	require.NoError(t, err)
+	require.Len(t, got.Devices, 2)
+	assert.Equal(t, []int{1, 55}, []int{got.Devices[0].Slots, got.Devices[1].Slots})
+	assert.Equal(t, []string{Elsewhere, ""}, []string{got.Devices[0].Problem, got.Devices[1].Problem})
 }
 
 func totals(c Capacity) string {
@@ -171,6 +187,13 @@ func TestSummaryIsStrict(t *testing.T) {
 	assert.ErrorContains(t, err, "bytes behind the end")
 	_, err = DecodeMeta(append([]byte{2}, good[1:]...))
 	assert.ErrorContains(t, err, "version 2, this build reads 1")
+	flagged := bytes.Clone(good)
+	flagged[1] |= 1 << 7
+	_, err = DecodeMeta(flagged)
+	assert.ErrorContains(t, err, "unknown flags")
+	head := EncodeMeta(Capacity{}) // ends with the count of devices
+	_, err = DecodeMeta(append(head[:len(head)-1], 1, devSameTotal, 0, 0, 0))
+	assert.ErrorContains(t, err, "unknown form of device", "the first device has no one to share a size with")
 	_, err = DecodeMeta(make([]byte, MaxMeta+1))
 	assert.ErrorContains(t, err, "at most 128")
 }
@@ -248,6 +271,24 @@ func TestExactCapacityNamesTheBadField(t *testing.T) {
 			assert.Equal(t, field, bad.Field)
 		}
 	}
+}
+
+func TestBombIsNotUnpacked(t *testing.T) {
+	var bomb bytes.Buffer
+	bomb.Write([]byte{exactVersion, exactDeflated})
+	w, err := flate.NewWriter(&bomb, flate.BestCompression)
+	require.NoError(t, err)
+	for range 64 {
+		_, err = w.Write(make([]byte, 1<<20))
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err = DecodeCapacity(bomb.Bytes())
+	runtime.ReadMemStats(&after)
+	assert.ErrorContains(t, err, "more than")
+	assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(16*MaxCapacity), "64 MiB of zeros in %d bytes", bomb.Len())
 }
 
 // A later build adds fields within the version; this one must still understand.

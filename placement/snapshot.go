@@ -5,6 +5,8 @@ import "sort"
 // Snapshot is an immutable view of all nodes at one instant, the input of
 // [Choose]. Claims holds the coordinator's own claims that no capacity has
 // answered yet: without it two requests in one breath would pick the same slot.
+//
+// Invariant: Nodes is sorted by name, without duplicates; see [NewSnapshot].
 type Snapshot struct {
 	Nodes  []NodeView
 	Claims map[SlotKey]int
