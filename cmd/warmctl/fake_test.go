@@ -144,7 +144,9 @@ func (f *fake) routes(role string) http.Handler {
 		if err != nil {
 			return nil, err
 		}
-		p.State = placement.Released
+		if p.State != placement.Failed {
+			p.State = placement.Released
+		}
 		f.placements[p.ID] = p
 		for i, d := range f.fleet.Nodes[0].Devices {
 			if p.Node == "n1" && slices.Contains(d.Placements, p.ID) {

@@ -39,7 +39,7 @@ comes back when the slot is proven free. What is released already stays released
 				if err == nil {
 					released = append(released, p)
 					if !c.json {
-						fmt.Fprintf(c.Out, "released %s (%s)%s\n", p.ID, p.Request.ServedName(), onNode(p))
+						fmt.Fprintln(c.Out, releasedText(p))
 					}
 					continue
 				}
@@ -64,9 +64,14 @@ comes back when the slot is proven free. What is released already stays released
 	}
 }
 
-func onNode(p placement.Placement) string {
-	if p.Node == "" {
-		return ""
+// releasedText says what became of a placement; one that had failed stays failed.
+func releasedText(p placement.Placement) string {
+	name := fmt.Sprintf("%s (%s)", p.ID, p.Request.ServedName())
+	switch {
+	case p.State != placement.Released:
+		return fmt.Sprintf("%s was over already: %s", name, p.State)
+	case p.Node == "":
+		return "released " + name
 	}
-	return fmt.Sprintf(" on %s/%s: the slot is free", p.Node, shortDevice(p.Device))
+	return fmt.Sprintf("released %s on %s/%s: the slot is free", name, p.Node, shortDevice(p.Device))
 }
