@@ -347,7 +347,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	defer stop("traces", a.recorder.Run)()
 	defer stop("runtimes", a.runRuntimes)()
 	if a.cfg.EndEngines {
-		defer a.endEngines(base)
+		defer func() { err = errors.Join(err, a.endEngines(base)) }()
 	}
 	a.adopt(ctx)
 	for _, d := range a.devices {
@@ -391,14 +391,14 @@ func (a *Agent) runRuntimes(ctx context.Context) error {
 
 // endEngines is the end of dev mode: every process proven gone, and the journal
 // told, so that the next start does not look for them.
-func (a *Agent) endEngines(ctx context.Context) {
+func (a *Agent) endEngines(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, shutdownTime)
 	defer cancel()
 	if err := a.runtimes.shutdown(ctx); err != nil {
-		a.log.Error("end engines", "err", err)
-		return
+		return err
 	}
 	a.journal.forgetLiving("the agent was stopped and ended its engines (dev mode)")
+	return nil
 }
 
 // publish tells the fleet about changes, and once in a while how much memory is free.

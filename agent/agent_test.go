@@ -39,7 +39,11 @@ func newNode(t *testing.T, change func(*Config)) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "wd") // short: socket paths have 107 bytes
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		left, err := exec.Command("pgrep", "-f", dir+"/").Output() // pids only: nothing is killed by its name
+		require.Error(t, err, "processes are left: %s", left)
+		_ = os.RemoveAll(dir)
+	})
 	python, err := exec.LookPath("python3")
 	require.NoError(t, err, "these tests need python3")
 	script, err := filepath.Abs("testdata/serve.py")

@@ -81,7 +81,7 @@ func OpenJournal(dir string, log *slog.Logger) (*Journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock data folder: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(lock, time.Second); err != nil {
 		_ = lock.Close()
 		return nil, fmt.Errorf("lock data folder %s: another agent uses it: %w", dir, err)
 	}
@@ -91,6 +91,17 @@ func OpenJournal(dir string, log *slog.Logger) (*Journal, error) {
 		return nil, err
 	}
 	return j, nil
+}
+
+// flock takes the lock, with some patience: a child that a killed agent was just
+// forking holds a copy of it until it execs.
+func flock(f *os.File, patience time.Duration) error {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // load reads what is there. Only a file that cannot be read at all is an error.
