@@ -31,6 +31,8 @@ type Nodes struct {
 	mu     sync.Mutex
 	view   map[string]placement.NodeView
 	change chan struct{}
+	// Deaf keeps Changed silent: news are in the view, and nobody has looked yet.
+	Deaf bool
 	// Marked counts MarkUnreachable by node.
 	Marked map[string]int
 }
@@ -164,6 +166,9 @@ func (f *Nodes) Mark(node, status string) {
 func (f *Nodes) Changed() <-chan struct{} { return f.change }
 
 func (f *Nodes) poke() {
+	if f.Deaf {
+		return
+	}
 	select {
 	case f.change <- struct{}{}:
 	default:

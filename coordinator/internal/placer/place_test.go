@@ -387,6 +387,67 @@ func TestEtcdDownRefusesAtOnceAndNothingStartsLater(t *testing.T) {
 	})
 }
 
+// etcd has the record, but we were never told. The caller was told no: the record must
+// not come to life, and its request id must not be spent.
+func TestACreationWithAnUnknownOutcomeIsUndone(t *testing.T) {
+	bubble(t, 1, func(r *rig) {
+		c := r.coordinator("c1")
+		c.fx.loseCreate = true
+		assert.Equal(t, placement.CodeUnavailable, code(c.place(r.t.Context(), opt("req-1")).err))
+		c.fx.loseCreate = false
+		synctest.Wait()
+		all, err := r.mem.List(r.t.Context())
+		require.NoError(t, err)
+		assert.Empty(t, all)
+		got := c.place(r.t.Context(), opt("req-1"))
+		require.NoError(t, got.err)
+		assert.Len(t, r.history.All(), 1)
+	})
+}
+
+// The same, and etcd is away when we want to undo it: the record that turns up later is
+// ours and assigned, and still not resumed.
+func TestAnAbandonedRecordThatTurnsUpLaterIsNotStarted(t *testing.T) {
+	bubble(t, 1, func(r *rig) {
+		c := r.coordinator("c1")
+		c.fx.loseCreate = true
+		c.fx.before = func(op string) {
+			if op == "created" {
+				r.mem.Fail(placement.Errorf(placement.CodeUnavailable, "etcd is away"))
+			}
+		}
+		assert.Equal(t, placement.CodeUnavailable, code(c.place(r.t.Context(), opt("req-1")).err))
+		time.Sleep(3 * time.Minute)
+		r.mem.Fail(nil)
+		all, err := r.mem.List(r.t.Context())
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		c.Resume(all[0])
+		time.Sleep(time.Minute)
+		all, err = r.mem.List(r.t.Context())
+		require.NoError(t, err)
+		assert.Empty(t, all)
+		assert.Empty(t, r.history.All())
+	})
+}
+
+func TestARepeatedRequestGetsItsPlacementEvenWhenTheFleetIsFull(t *testing.T) {
+	bubble(t, 1, func(r *rig) {
+		c1 := r.coordinator("c1")
+		first := c1.place(r.t.Context(), opt("req-1"))
+		require.NoError(t, first.err)
+		c2 := r.coordinator("c2")
+		for _, wait := range []bool{false, true} {
+			req := opt("req-1")
+			req.WaitCapacity = wait
+			again := c2.place(r.t.Context(), req)
+			require.NoError(t, again.err)
+			assert.Equal(t, first.ID, again.ID)
+			assert.Zero(t, again.took)
+		}
+	})
+}
+
 func TestAnEmptyFleetAndUnknownNamesAreExplained(t *testing.T) {
 	bubble(t, 0, func(r *rig) {
 		e := placement.AsError(r.coordinator("c1").place(r.t.Context(), opt("")).err)

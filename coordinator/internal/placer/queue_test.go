@@ -51,6 +51,28 @@ func TestWaitersGetSlotsInTheOrderTheyCame(t *testing.T) {
 	})
 }
 
+// A slot is free and the one who waits has not been woken yet: a newcomer must not take
+// it, even one that would not wait.
+func TestANewcomerDoesNotOvertakeWhoWaits(t *testing.T) {
+	bubble(t, 1, func(r *rig) {
+		c := r.coordinator("c1")
+		holder := c.place(r.t.Context(), opt("holder"))
+		require.NoError(t, holder.err)
+		var first, second outcome
+		var wg sync.WaitGroup
+		wg.Go(func() { first = c.place(r.t.Context(), waiting("req-1", 60)) })
+		synctest.Wait()
+		c.fx.Deaf = true
+		_, _ = r.agents[0].Release(holder.ID)
+		c.fx.Refresh()
+		wg.Go(func() { second = c.place(r.t.Context(), opt("req-2")) })
+		wg.Wait()
+		require.NoError(t, first.err)
+		assert.Zero(t, first.took)
+		assert.Equal(t, placement.CodeNoCapacity, code(second.err))
+	})
+}
+
 func TestAWaiterIsToldWhyWhenItsTimeIsOver(t *testing.T) {
 	bubble(t, 1, func(r *rig) {
 		c := r.coordinator("c1")

@@ -27,6 +27,8 @@ type effects struct {
 	*store.Mirror
 	*agenttest.Nodes
 	before func(op string)
+	// loseCreate makes creations succeed and their answers get lost.
+	loseCreate bool
 }
 
 func (e *effects) step(op string) {
@@ -39,6 +41,9 @@ func (e *effects) Create(ctx context.Context, r store.Record, f store.Fence) (st
 	e.step("create")
 	got, err := e.Mem.Create(ctx, r, f)
 	e.step("created")
+	if e.loseCreate && err == nil {
+		return store.Record{}, placement.Errorf(placement.CodeUnavailable, "etcd did not answer in time")
+	}
 	return got, err
 }
 
