@@ -57,7 +57,7 @@ test-real: build runtimes ## the whole path with real vLLM: place, tokens, fault
 
 runtimes: bin/warmd ## install the vLLM versions that the tests use (once, into the cache)
 	@for v in $(VLLM) $(VLLM_OLDEST); do \
-	  bin/warmd runtime check --root '$(WARMD_TEST_RUNTIMES)' vllm-$$v >/dev/null 2>&1 || \
+	  bin/warmd runtime check --fix --root "$(WARMD_TEST_RUNTIMES)" vllm-$$v >/dev/null 2>&1 || \
 	  bin/warmd runtime add vllm-$$v --root '$(WARMD_TEST_RUNTIMES)' --vllm $$v --device cpu || exit 1; done
 
 generate: build ## rewrite golden files, man pages, completions and the CLI reference

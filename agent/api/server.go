@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -31,9 +32,25 @@ const (
 // streams live as long as a start takes; each write has its own deadline.
 func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: readHeaderTime, ReadTimeout: readTime, IdleTimeout: idleTime,
+		Handler: answerPanics(h, log), ReadHeaderTimeout: readHeaderTime, ReadTimeout: readTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: MaxHeader, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+}
+
+// answerPanics turns a bug in a handler into a line in the log and an answer that
+// says so: a connection that just breaks would look like a dead server.
+func answerPanics(h http.Handler, log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			p := recover()
+			if p == nil || p == http.ErrAbortHandler {
+				return
+			}
+			log.Error("handler panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			WriteError(w, placement.Errorf(placement.CodeInternal, "%s %s: bug in warmd: %v", r.Method, r.URL.Path, p).WithHint("the log has the stack; please report it"))
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // Serve serves on every listener until ctx ends, then waits at most grace for

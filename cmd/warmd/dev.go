@@ -194,21 +194,37 @@ func devFleet(cfg devConfig) ([]devMember, error) {
 	if cfg.Nodes == 1 {
 		return []devMember{gossip.NewSolo(nodeName(0))}, nil
 	}
+	seed, err := freePort()
+	if err != nil {
+		return nil, err
+	}
 	var all []devMember
-	var seeds []string
 	for i := range cfg.Nodes + 1 {
-		c := gossip.Config{Name: nodeName(i), BindAddr: "127.0.0.1", Join: seeds, Label: "warmd-dev", Log: cfg.Log}
-		if i == cfg.Nodes {
+		c := gossip.Config{Name: nodeName(i), BindAddr: "127.0.0.1", Join: []string{fmt.Sprintf("127.0.0.1:%d", seed)}, Label: "warmd-dev", Log: cfg.Log}
+		switch i {
+		case 0:
+			c.BindPort = seed
+		case cfg.Nodes:
 			c.Name, c.Coordinator = "coordinator", true
 		}
 		m, err := gossip.New(c)
 		if err != nil {
 			return nil, fmt.Errorf("make gossip member %s: %w", c.Name, err)
 		}
-		seeds = append(seeds, m.Addr())
 		all = append(all, m)
 	}
 	return all, nil
+}
+
+// freePort asks the kernel for a port. The first member must be told its port, so
+// that the others know whom to call; nobody else is likely to take it meanwhile.
+func freePort() (int, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("find a port: %w", err)
+	}
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).Port, nil
 }
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i+1) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -29,7 +28,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "play-warmd":
-			os.Exit(run(os.Args[1:]))
+			os.Exit(run(append([]string{"warmd"}, os.Args[2:]...)))
 		case "play-engine":
 			playEngine(os.Args[2:])
 		case "play-etcd":
@@ -197,6 +196,9 @@ func execRuntime(t *testing.T, root, name string, extra ...string) {
 	}
 }
 
+// workerOn is short for the agent's word about one worker.
+type workerOn = agentapi.Worker
+
 func coordClient(t *testing.T, sock string) *coordapi.Client {
 	t.Helper()
 	c, err := coordapi.NewClient(sock, nil)
@@ -250,14 +252,4 @@ func alive(pid int) bool {
 	}
 	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
 	return len(f) > 0 && f[0] != "Z"
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }

@@ -27,8 +27,7 @@ var smallArgs = []string{"--dtype=bfloat16", "--enforce-eager", "--max-model-len
 
 // host is one machine under test: its own etcd, coordinator and agent processes.
 type host struct {
-	dir                      string
-	root                     string
+	dir, root, gossip        string
 	etcd, coordinator, agent *proc
 	coord                    *coordapi.Client
 	node                     *agentapi.Client
@@ -78,16 +77,30 @@ func startHost(t *testing.T, root, models string, slots int) *host {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	h := &host{dir: dir, root: root}
 	h.startEtcd(t)
-	gossip := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	port, err := freePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gossip := fmt.Sprintf("127.0.0.1:%d", port)
 	h.agentArgs = []string{"play-warmd", "agent", "--name", "host1", "--data", dir + "/agent", "--run", dir + "/run", "--socket", dir + "/agent.sock",
 		"--listen", "127.0.0.1:0", "--gossip", gossip, "--runtimes", root, "--models", models, "--slots", fmt.Sprint(slots)}
 	h.startAgent(t)
-	etcdURL, _ := os.ReadFile(filepath.Join(dir, "etcd", "url"))
-	h.coordinator = start(t, "coordinator", "play-warmd", "coordinator", "--name", "coord1", "--etcd", string(etcdURL),
-		"--socket", dir+"/coordinator.sock", "--gossip", "127.0.0.1:0", "--join", gossip)
-	h.coord = coordClient(t, dir+"/coordinator.sock")
+	h.gossip = gossip
+	h.startCoordinator(t)
 	t.Cleanup(func() { h.endEngines(t) })
 	return h
+}
+
+func (h *host) startCoordinator(t *testing.T) {
+	t.Helper()
+	etcdURL, err := os.ReadFile(filepath.Join(h.dir, "etcd", "url"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.coordinator = start(t, "coordinator", "play-warmd", "coordinator", "--name", "coord1", "--etcd", string(etcdURL),
+		"--socket", h.dir+"/coordinator.sock", "--gossip", "127.0.0.1:0", "--join", h.gossip)
+	h.coord = coordClient(t, h.dir+"/coordinator.sock")
+	eventually(t, 20*time.Second, "coordinator answers", func() error { _, err := h.coord.Fleet(t.Context()); return err })
 }
 
 func (h *host) startEtcd(t *testing.T) {
@@ -103,10 +116,11 @@ func (h *host) startAgent(t *testing.T) {
 // endEngines leaves nothing running: an agent told to end its engines does it.
 func (h *host) endEngines(t *testing.T) {
 	h.agent.end(syscall.SIGKILL)
-	if out, err := selfCmd(append(h.agentArgs[1:], "--end-engines-and-exit")...).CombinedOutput(); err != nil {
-		t.Errorf("end engines: %v\n%s", err, tail(string(out), 2000))
-	}
-	if out, _ := exec.Command("pgrep", "-f", h.dir).Output(); len(strings.Fields(string(out))) > 0 {
+	last := start(t, "last-agent", append(slices.Clone(h.agentArgs), "--end-engines")...)
+	eventually(t, 20*time.Second, "the last agent answers", func() error { _, err := h.node.Node(context.Background()); return err })
+	last.end(syscall.SIGTERM)
+	h.coordinator.end(syscall.SIGTERM)
+	if out, _ := exec.Command("pgrep", "-af", h.dir+"/(run|agent)").Output(); len(out) > 0 {
 		t.Errorf("processes left behind: %s", out)
 	}
 }
