@@ -1,14 +1,12 @@
 package agent
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -17,7 +15,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"warmd/agent/api"
 	"warmd/agent/internal/device"
 	"warmd/agent/internal/gpu"
 	"warmd/agent/internal/trace"
@@ -239,220 +236,4 @@ func workerIDs(deviceIndex int) func() string {
 		_, _ = rand.Read(b[:]) // never fails
 		return fmt.Sprintf("w%d-%s", deviceIndex, hex.EncodeToString(b[:]))
 	}
-}
-
-// listen opens the sockets. A Unix socket that nobody answers on is a leftover.
-func (a *Agent) listen() error {
-	a.listeners = append(a.listeners, a.opt.Listeners...)
-	add := func(ln net.Listener) {
-		a.listeners = append(a.listeners, ln)
-		a.onClose("listener "+ln.Addr().String(), func() error { _ = ln.Close(); return nil }) // Serve closes it, too
-	}
-	if a.cfg.Socket != "" {
-		ln, err := listenUnix(a.cfg.Socket)
-		if err != nil {
-			return err
-		}
-		add(ln)
-	}
-	for _, addr := range a.cfg.Listen {
-		ln, err := net.Listen("tcp", addr)
-		if err != nil {
-			return fmt.Errorf("listen on %s: %w (another agent, or another program? ss -ltnp shows it)", addr, err)
-		}
-		add(ln)
-	}
-	a.addr = a.cfg.Advertise
-	for _, ln := range a.listeners {
-		if a.addr == "" && ln.Addr().Network() == "tcp" {
-			a.addr = ln.Addr().String()
-		}
-	}
-	return nil
-}
-
-func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make socket folder: %w", err)
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("listen on %s: another agent answers there", path)
-	}
-	if fi, err := os.Lstat(path); err == nil {
-		if fi.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("listen on %s: it is there and is not a socket: move it away", path)
-		}
-		_ = os.Remove(path)
-	}
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		_ = ln.Close()
-		return nil, fmt.Errorf("set mode of %s: %w", path, err)
-	}
-	return ln, nil
-}
-
-// Addr is the address that the fleet calls; empty when the agent listens locally
-// only.
-func (a *Agent) Addr() string { return a.addr }
-
-// span adds an engine's own phase to the progress of the start it belongs to.
-func (a *Agent) span(id string, p placement.Phase) {
-	if e := a.book.Get(id); e != nil {
-		e.Feed.Add(placement.Progress{Event: placement.EventPhase, Phase: &p})
-	}
-}
-
-// touch says that a device's View changed.
-func (a *Agent) touch() {
-	select {
-	case a.changed <- struct{}{}:
-	default:
-	}
-}
-
-// poke says that a zygote came or went.
-func (a *Agent) poke() {
-	for _, d := range a.devices {
-		d.Poke()
-	}
-	a.touch()
-}
-
-// Run serves until ctx ends. It starts from the bottom (runtimes, adoption, loops,
-// HTTP) and ends in reverse, so that nothing outlives what it stands on. Unless
-// Config.EndEngines is set, no engine notices.
-func (a *Agent) Run(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, a.close()) }()
-	base := context.WithoutCancel(ctx)
-	if len(a.devices) == 0 {
-		return errors.New("run agent: no device was found")
-	}
-	failed := make(chan error, 8+len(a.runtimes)+len(a.devices))
-	stop := func(name string, run func(context.Context) error) func() {
-		c, cancel := context.WithCancel(base)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			if err := run(c); err != nil {
-				failed <- fmt.Errorf("%s: %w", name, err)
-			}
-		}()
-		return func() { cancel(); <-done }
-	}
-	defer stop("traces", a.recorder.Run)()
-	defer stop("runtimes", a.runRuntimes)()
-	if a.cfg.EndEngines {
-		defer func() { err = errors.Join(err, a.endEngines(base)) }()
-	}
-	a.adopt(ctx)
-	for _, d := range a.devices {
-		defer stop("device "+d.ID(), d.Run)()
-	}
-	defer stop("device faults", a.watchFaults)()
-	defer stop("publisher", a.publish)()
-	srv := api.NewServer(a.Handler(), a.log)
-	defer stop("http", func(ctx context.Context) error { return api.Serve(ctx, srv, 2*time.Second, a.listeners...) })()
-	a.ready.Store(true)
-	a.log.Info("agent runs", "node", a.cfg.Node, "devices", len(a.devices), "runtimes", a.runtimeNames, "addr", a.addr)
-	if a.opt.Ready != nil {
-		a.opt.Ready()
-	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-failed:
-		return fmt.Errorf("run agent: %w", err)
-	}
-}
-
-func (a *Agent) runRuntimes(ctx context.Context) error {
-	var wg sync.WaitGroup
-	errs := make(chan error, len(a.runtimes))
-	for name, r := range a.runtimes {
-		wg.Go(func() {
-			if err := r.Run(ctx); err != nil {
-				errs <- fmt.Errorf("runtime %s: %w", name, err)
-			}
-		})
-	}
-	wg.Wait()
-	close(errs)
-	var all error
-	for err := range errs {
-		all = errors.Join(all, err)
-	}
-	return all
-}
-
-// endEngines is the end of dev mode: every process proven gone, and the journal
-// told, so that the next start does not look for them.
-func (a *Agent) endEngines(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, shutdownTime)
-	defer cancel()
-	if err := a.runtimes.shutdown(ctx); err != nil {
-		return err
-	}
-	a.journal.forgetLiving("the agent was stopped and ended its engines (dev mode)")
-	return nil
-}
-
-// publish tells the fleet about changes, and once in a while how much memory is free.
-func (a *Agent) publish(ctx context.Context) error {
-	t := time.NewTicker(10 * time.Second)
-	defer t.Stop()
-	var told uint64
-	for {
-		if c := a.Capacity(); c.Generation != told && a.opt.Gossip != nil {
-			a.opt.Gossip.SetCapacity(c)
-			told = c.Generation
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-a.changed:
-		case <-t.C:
-		}
-	}
-}
-
-// watchFaults takes what the driver says about devices.
-func (a *Agent) watchFaults(ctx context.Context) error {
-	return a.inv.Watch(ctx, func(f gpu.Fault) {
-		a.events.add(placement.Event{At: time.Now(), Node: a.cfg.Node, Device: f.Device, Kind: "device.fault", Message: f.Message})
-		a.log.Error("device fault", "device", f.Device, "xid", f.Xid, "fatal", f.Fatal, "msg", f.Message)
-		found, err := a.inv.Devices()
-		if err != nil {
-			return
-		}
-		for _, dev := range found {
-			if d := a.device(dev.ID); d != nil {
-				d.SetFault(dev.Problem)
-			}
-		}
-	})
-}
-
-// SetDrain makes the node refuse, or take, new placements; it outlives a restart.
-func (a *Agent) SetDrain(ctx context.Context, on bool) (placement.Capacity, error) {
-	if err := a.journal.SetDraining(on); err != nil && !on {
-		return a.Capacity(), err // taking claims again without the disk makes no sense
-	}
-	a.draining.Store(on)
-	for _, d := range a.devices {
-		if err := d.Drain(ctx, on); err != nil {
-			return a.Capacity(), err
-		}
-	}
-	kind := "node.undrain"
-	if on {
-		kind = "node.drain"
-	}
-	a.events.add(placement.Event{At: time.Now(), Node: a.cfg.Node, Kind: kind, Message: "asked for by an operator"})
-	a.touch()
-	return a.Capacity(), nil
 }

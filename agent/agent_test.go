@@ -108,6 +108,7 @@ func (n *node) run(cfg Config) {
 		require.NoError(n.t, err, "the agent did not start")
 	}
 	n.agent = a
+	require.Eventually(n.t, func() bool { return a.Node().Ready }, 20*time.Second, 5*time.Millisecond, "the zygote does not come up")
 	var result error
 	stopped := false
 	n.stop = func() error {

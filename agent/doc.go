@@ -7,7 +7,7 @@
 //	journal.go    what must outlive the agent, on the disk before it is promised
 //	adopt.go      a new agent meets the workers of the old one
 //	capacity.go   what the node tells the fleet
-//	agent.go      New wires, Run owns
+//	agent.go      New wires; run.go: Run owns
 //
 // # Restarts
 //

@@ -32,10 +32,17 @@ func frame(payload []byte) []byte {
 }
 
 // frames calls each with every payload that verifies, in order, and returns how
-// many bytes belong to none. It takes any input.
+// many bytes belong to none. It takes any input, and time in proportion to it: a
+// file made of false magics could ask for a sum over a megabyte at each of them,
+// so what follows too much of that counts as damaged.
 func frames(b []byte, each func(payload []byte)) (damaged int) {
+	budget := 8*len(b) + maxPayload
 	for len(b) > 0 {
-		if p, ok := firstFrame(b); ok {
+		p, ok, cost := firstFrame(b)
+		if budget -= cost; budget < 0 {
+			return damaged + len(b)
+		}
+		if ok {
 			each(p)
 			b = b[frameHead+len(p):]
 			continue
@@ -50,14 +57,15 @@ func frames(b []byte, each func(payload []byte)) (damaged int) {
 	return damaged
 }
 
-func firstFrame(b []byte) ([]byte, bool) {
+// firstFrame checks the frame that b begins with; cost is the bytes it summed.
+func firstFrame(b []byte) (payload []byte, ok bool, cost int) {
 	if len(b) < frameHead || !bytes.Equal(b[:4], frameMagic) {
-		return nil, false
+		return nil, false, 0
 	}
 	n := binary.LittleEndian.Uint32(b[4:])
 	if n > maxPayload || int(n) > len(b)-frameHead {
-		return nil, false
+		return nil, false, 0
 	}
 	p := b[frameHead : frameHead+int(n)]
-	return p, crc32.Checksum(p, castagnoli) == binary.LittleEndian.Uint32(b[8:])
+	return p, crc32.Checksum(p, castagnoli) == binary.LittleEndian.Uint32(b[8:]), len(p)
 }

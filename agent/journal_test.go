@@ -115,6 +115,17 @@ func TestADamagedJournalKeepsWhatVerifies(t *testing.T) {
 	}
 }
 
+// The worst file: at every 12 bytes a head that asks for a sum over a megabyte.
+func TestAHostileJournalCostsNoMoreThanItsSize(t *testing.T) {
+	head := frame(nil)
+	head[4], head[5], head[6] = 0xff, 0xff, 0x0f
+	raw := bytes.Repeat(head, (4<<20)/len(head))
+	begin := time.Now()
+	_, damaged := replay(raw)
+	require.Equal(t, len(raw), damaged)
+	require.Less(t, time.Since(begin), 2*time.Second)
+}
+
 func TestAnyFileIsOpenedAndSetAsideWhenDamaged(t *testing.T) {
 	whole := sample(t)
 	for name, raw := range map[string][]byte{

@@ -4,8 +4,8 @@
 // # Who writes what
 //
 //	the loop (device.go)      slots: which claim has one, which worker is parked, what is quarantined
-//	a life (life.go)          one accepted placement, claim to end: one goroutine that runs down the page
-//	an Entry (book.go)        the placement's record; its life writes it, everybody reads it without a lock
+//	a life (life.go)          one accepted placement, claim to end, in one goroutine
+//	an Entry (entry.go)       the placement's record; its life writes it, everybody reads it without a lock
 //
 // The loop never does I/O and never waits: forks, fsyncs, probes and kills run in
 // goroutines whose number is bounded by the slots and the warm targets, and each
@@ -29,5 +29,5 @@
 // # Reading order
 //
 // plan.go (pure), seams.go (what the loop needs from the world), device.go,
-// claim.go, life.go.
+// claim.go, life.go, start.go, end.go.
 package device
