@@ -97,8 +97,11 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 	return e
 }
 
-// AsError turns any error into one that can go over the wire.
+// AsError turns any error into one that can go over the wire; nil stays nil.
 func AsError(err error) *Error {
+	if err == nil {
+		return nil
+	}
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}

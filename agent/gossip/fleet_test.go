@@ -91,13 +91,13 @@ func (f *fleet) await(m *Member, within time.Duration, what string, ok func(plac
 	begin, limit := time.Now(), time.After(within)
 	for {
 		changed := m.Changed()
-		if ok(m.Fleet()) {
+		if ok(m.Members()) {
 			return time.Since(begin)
 		}
 		select {
 		case <-changed:
 		case <-limit:
-			f.t.Fatalf("%s does not see within %s: %s; it sees %s", m.cfg.Name, within, what, describe(m.Fleet()))
+			f.t.Fatalf("%s does not see within %s: %s; it sees %s", m.cfg.Name, within, what, describe(m.Members()))
 		}
 	}
 }
@@ -234,7 +234,7 @@ func TestFarewellIsNoFailure(t *testing.T) {
 		f.awaitAll(5*time.Second, "the farewell", status("node-2", StatusLeft))
 		time.Sleep(keepLeft + time.Minute)
 		for _, m := range f.members {
-			assert.Empty(t, node(m.Fleet(), "node-2").Node, "a node that left is forgotten")
+			assert.Empty(t, node(m.Members(), "node-2").Node, "a node that left is forgotten")
 		}
 	})
 }
@@ -265,7 +265,7 @@ func TestOneWayLossDoesNotKillAHealthyNode(t *testing.T) {
 		f.net.Cut([]string{"node-1"}, []string{"node-2"})
 		time.Sleep(2 * time.Minute)
 		for _, name := range names {
-			assert.True(t, node(f.members[name].Fleet(), "node-1").Alive, "%s must see node-1", name)
+			assert.True(t, node(f.members[name].Members(), "node-1").Alive, "%s must see node-1", name)
 		}
 	})
 }
@@ -290,9 +290,9 @@ func TestEncryptedFleetKeepsStrangersOut(t *testing.T) {
 		f.keys = [][]byte{slices.Repeat([]byte{2}, 32)}
 		stranger := f.start("stranger", false)
 		time.Sleep(2 * time.Minute)
-		assert.True(t, alive(1)(stranger.Fleet()))
+		assert.True(t, alive(1)(stranger.Members()))
 		for name, m := range f.members {
-			assert.Equal(t, name == "stranger", node(m.Fleet(), "stranger").Node != "")
+			assert.Equal(t, name == "stranger", node(m.Members(), "stranger").Node != "")
 		}
 	})
 }

@@ -152,14 +152,14 @@ func TestBurstsAndDriftsDoNotFloodTheFleet(t *testing.T) {
 			c.Devices[0].Free, c.Devices[0].Busy = i%2, 2-i%2
 			m.SetCapacity(c)
 			time.Sleep(50 * time.Millisecond)
-			heard[node(seen.Fleet(), "node-1").Generation] = true
+			heard[node(seen.Members(), "node-1").Generation] = true
 		}
 		assert.LessOrEqual(t, len(heard), 12, "at most one update a second")
 		assert.GreaterOrEqual(t, len(heard), 6)
 		m.SetCapacity(capacityOf("node-1", 201))
 		f.await(seen, 5*time.Second, "the last one", generation("node-1", 201))
 
-		before := node(seen.Fleet(), "node-1").Generation
+		before := node(seen.Members(), "node-1").Generation
 		for i := range 40 { // drifts of free memory that nobody would place by
 			c := clone(m.latest())
 			c.Generation++
@@ -167,7 +167,7 @@ func TestBurstsAndDriftsDoNotFloodTheFleet(t *testing.T) {
 			m.SetCapacity(c)
 			time.Sleep(500 * time.Millisecond)
 		}
-		assert.Equal(t, before, node(seen.Fleet(), "node-1").Generation)
+		assert.Equal(t, before, node(seen.Members(), "node-1").Generation)
 		f.await(seen, heartbeat*6/5, "the drift, by the heartbeat", generation("node-1", m.latest().Generation))
 	})
 }
@@ -178,7 +178,7 @@ func TestAgeOfAnIdleNodeStaysSmall(t *testing.T) {
 		f.awaitAll(time.Minute, "all nodes", alive(8))
 		time.Sleep(10 * time.Minute)
 		for _, m := range f.members {
-			for _, n := range m.Fleet().Nodes {
+			for _, n := range m.Members().Nodes {
 				assert.Less(t, n.AgeSeconds, 30.0, "%s as %s sees it: probes confirm words", n.Node, m.cfg.Name)
 			}
 		}
@@ -191,7 +191,7 @@ func TestSetCapacityCopies(t *testing.T) {
 	s.SetCapacity(c)
 	c.Devices[0].Warm["vllm"] = 99
 	c.Devices[0].Free = 99
-	got := s.Fleet().Nodes[0]
+	got := s.Members().Nodes[0]
 	assert.Equal(t, "a", got.Node)
 	assert.Equal(t, 1, got.Devices[0].Warm["vllm"])
 	assert.Equal(t, 2, got.Devices[0].Free)
@@ -204,7 +204,7 @@ func TestSoloIsAFleetOfOne(t *testing.T) {
 	go func() { done <- s.Run(ctx) }()
 	s.SetCapacity(capacityOf("a", 3))
 	<-s.Changed()
-	f := s.Fleet()
+	f := s.Members()
 	require.Len(t, f.Nodes, 1)
 	assert.True(t, f.Nodes[0].Alive)
 	assert.EqualValues(t, 3, f.Nodes[0].Generation)
@@ -236,7 +236,7 @@ func TestNonsenseMessagesAreDroppedAndSaidOnce(t *testing.T) {
 	}
 	d.NotifyMsg(nil)
 	d.NotifyPingComplete(nil, 0, []byte("short"))
-	assert.Len(t, m.Fleet().Nodes, 1)
+	assert.Len(t, m.Members().Nodes, 1)
 	assert.Equal(t, 1, bytes.Count(out.Bytes(), []byte("\n")))
 	assert.Contains(t, out.String(), "does a member run another version?")
 }

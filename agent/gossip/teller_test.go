@@ -31,15 +31,15 @@ func TestCoordinatorGetsExactWordsAndOthersTheSummary(t *testing.T) {
 			}
 			return true
 		})
-		v := node(c.Fleet(), "node-4")
+		v := node(c.Members(), "node-4")
 		want := f.members["node-4"].latest()
 		assert.Equal(t, want, v.Capacity)
 
-		summary := node(f.members["node-0"].Fleet(), "node-4")
+		summary := node(f.members["node-0"].Members(), "node-4")
 		assert.True(t, summary.Summary)
 		assert.Empty(t, summary.Devices[0].ID, "names are not gossiped")
 		assert.Equal(t, want.Devices[0].Warm, summary.Devices[0].Warm)
-		own := node(f.members["node-4"].Fleet(), "node-4")
+		own := node(f.members["node-4"].Members(), "node-4")
 		assert.Equal(t, want, own.Capacity, "a node knows itself exactly")
 		assert.Zero(t, own.AgeSeconds)
 	})
@@ -86,7 +86,7 @@ func TestLostExactWordIsRepeated(t *testing.T) {
 		f.net.SetLoss(1)
 		m.SetCapacity(claimed(m.latest()))
 		time.Sleep(2 * coalesce)
-		assert.False(t, exact("node-2", 2)(c.Fleet()), "the message is lost")
+		assert.False(t, exact("node-2", 2)(c.Members()), "the message is lost")
 		f.net.SetLoss(0)
 		f.await(c, repeat*6/5+coalesce, "the repetition", exact("node-2", 2))
 	})
@@ -109,9 +109,9 @@ func TestExactWordTooBigForAPacketGoesByStream(t *testing.T) {
 		}
 		m.SetCapacity(big)
 		f.await(c, 5*time.Second, "the big word", exact("node-1", 2))
-		assert.Len(t, node(c.Fleet(), "node-1").Devices, 201)
+		assert.Len(t, node(c.Members(), "node-1").Devices, 201)
 		f.await(f.members["node-0"], 10*time.Second, "the summary", generation("node-1", 2))
-		slots, free, busy, _, _ := node(f.members["node-0"].Fleet(), "node-1").Totals()
+		slots, free, busy, _, _ := node(f.members["node-0"].Members(), "node-1").Totals()
 		assert.Equal(t, []int{402, 201, 201}, []int{slots, free, busy}, "the summary of 201 devices still counts right")
 	})
 }

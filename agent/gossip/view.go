@@ -73,8 +73,17 @@ func poke(c chan struct{}) {
 	}
 }
 
-// Fleet is the view now: every node with the age of its word, sorted by name.
+// Fleet is this member's view of all nodes. A coordinator alone is a member, but no
+// node: nothing runs there.
 func (v *View) Fleet() placement.Fleet {
+	f := v.Members()
+	f.Nodes = slices.DeleteFunc(f.Nodes, func(n placement.NodeView) bool { return n.Coordinator && len(n.Devices) == 0 })
+	return f
+}
+
+// Members is the view now, of everybody who gossips, coordinators too: each with the
+// age of its word, sorted by name.
+func (v *View) Members() placement.Fleet {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	now := time.Now()
@@ -82,17 +91,18 @@ func (v *View) Fleet() placement.Fleet {
 	if v.names == nil {
 		v.names = slices.Sorted(maps.Keys(v.nodes))
 	}
-	f := placement.Fleet{From: v.self, At: now, Nodes: make([]placement.NodeView, len(v.names))}
-	for i, name := range v.names {
+	f := placement.Fleet{From: v.self, At: now, Nodes: make([]placement.NodeView, 0, len(v.names))}
+	for _, name := range v.names {
 		e := v.nodes[name]
-		f.Nodes[i] = placement.NodeView{Capacity: e.word, Status: e.status, AgeSeconds: now.Sub(e.heard).Seconds()}
+		n := placement.NodeView{Capacity: e.word, Status: e.status, AgeSeconds: now.Sub(e.heard).Seconds()}
 		switch {
 		case name == v.self:
-			f.Nodes[i].AgeSeconds = 0
+			n.AgeSeconds = 0
 		case e.status == StatusAlive && now.Before(e.suspect):
-			f.Nodes[i].Status = StatusSuspect
+			n.Status = StatusSuspect
 		}
-		f.Nodes[i].Alive = f.Nodes[i].Status == StatusAlive
+		n.Alive = n.Status == StatusAlive
+		f.Nodes = append(f.Nodes, n)
 	}
 	return f
 }

@@ -47,7 +47,7 @@ func TestOlderWordIsDropped(t *testing.T) {
 			v := NewView("a")
 			v.hear(c.held)
 			v.hear(c.got)
-			assert.Equal(t, c.want, node(v.Fleet(), "b").Capacity)
+			assert.Equal(t, c.want, node(v.Members(), "b").Capacity)
 		})
 	}
 }
@@ -67,7 +67,7 @@ func TestViewKeepsTheNewestWord(t *testing.T) {
 				v.hear(c)
 			}
 		}
-		kept := node(v.Fleet(), "b").Capacity
+		kept := node(v.Members(), "b").Capacity
 		for _, c := range all {
 			if c.Newer(kept) {
 				t.Fatalf("%+v was heard, %+v is kept", c, kept)
@@ -81,16 +81,16 @@ func TestSameGenerationAgainIsFresherButNoNews(t *testing.T) {
 		v := viewOf(t)
 		<-v.Changed()
 		time.Sleep(20 * time.Second)
-		assert.EqualValues(t, 20, node(v.Fleet(), "b").AgeSeconds)
+		assert.EqualValues(t, 20, node(v.Members(), "b").AgeSeconds)
 		v.hear(summaryOf(word(10, 5)))
-		assert.Zero(t, node(v.Fleet(), "b").AgeSeconds)
+		assert.Zero(t, node(v.Members(), "b").AgeSeconds)
 		assert.Empty(t, v.Changed())
 
 		time.Sleep(20 * time.Second)
 		v.confirm("b", 10, 6)
-		assert.EqualValues(t, 20, node(v.Fleet(), "b").AgeSeconds, "a generation we have not heard confirms nothing")
+		assert.EqualValues(t, 20, node(v.Members(), "b").AgeSeconds, "a generation we have not heard confirms nothing")
 		v.confirm("b", 10, 5)
-		assert.Zero(t, node(v.Fleet(), "b").AgeSeconds)
+		assert.Zero(t, node(v.Members(), "b").AgeSeconds)
 	})
 }
 
@@ -100,35 +100,35 @@ func TestFailedCallOutweighsGossipForAWhile(t *testing.T) {
 		v.MarkUnreachable("b")
 		v.MarkUnreachable("nobody")
 		v.MarkUnreachable("a")
-		assert.Equal(t, StatusSuspect, node(v.Fleet(), "b").Status)
-		assert.False(t, node(v.Fleet(), "b").Alive)
-		assert.True(t, node(v.Fleet(), "a").Alive, "a member never doubts itself")
-		assert.Len(t, v.Fleet().Nodes, 2)
+		assert.Equal(t, StatusSuspect, node(v.Members(), "b").Status)
+		assert.False(t, node(v.Members(), "b").Alive)
+		assert.True(t, node(v.Members(), "a").Alive, "a member never doubts itself")
+		assert.Len(t, v.Members().Nodes, 2)
 
 		v.hear(summaryOf(word(10, 5)))
-		assert.False(t, node(v.Fleet(), "b").Alive, "no news")
+		assert.False(t, node(v.Members(), "b").Alive, "no news")
 		v.hear(summaryOf(word(10, 6)))
-		assert.True(t, node(v.Fleet(), "b").Alive, "it said something new")
+		assert.True(t, node(v.Members(), "b").Alive, "it said something new")
 
 		v.MarkUnreachable("b")
 		v.Apply(word(10, 3))
-		assert.True(t, node(v.Fleet(), "b").Alive, "it answered somebody, even with an old word")
-		assert.EqualValues(t, 6, node(v.Fleet(), "b").Generation)
+		assert.True(t, node(v.Members(), "b").Alive, "it answered somebody, even with an old word")
+		assert.EqualValues(t, 6, node(v.Members(), "b").Generation)
 
 		v.MarkUnreachable("b")
 		time.Sleep(suspectFor)
-		assert.True(t, node(v.Fleet(), "b").Alive, "gossip is believed again")
+		assert.True(t, node(v.Members(), "b").Alive, "gossip is believed again")
 	})
 }
 
 func TestAnswerOfAFailedNodeMakesItAlive(t *testing.T) {
 	v := viewOf(t)
 	v.memberDown("b", StatusFailed)
-	assert.Equal(t, StatusFailed, node(v.Fleet(), "b").Status)
+	assert.Equal(t, StatusFailed, node(v.Members(), "b").Status)
 	v.hear(word(10, 7))
-	assert.Equal(t, StatusFailed, node(v.Fleet(), "b").Status, "that we hear it does not mean that it hears us")
+	assert.Equal(t, StatusFailed, node(v.Members(), "b").Status, "that we hear it does not mean that it hears us")
 	v.Apply(word(10, 8))
-	assert.Equal(t, StatusAlive, node(v.Fleet(), "b").Status)
+	assert.Equal(t, StatusAlive, node(v.Members(), "b").Status)
 }
 
 func TestLeavingAndFailingMayComeInAnyOrder(t *testing.T) {
@@ -137,7 +137,7 @@ func TestLeavingAndFailingMayComeInAnyOrder(t *testing.T) {
 		for _, s := range order {
 			v.memberDown("b", s)
 		}
-		assert.Equal(t, StatusLeft, node(v.Fleet(), "b").Status)
+		assert.Equal(t, StatusLeft, node(v.Members(), "b").Status)
 	}
 }
 
@@ -147,20 +147,20 @@ func TestJoinAfterAFailureCountsWhateverItsEpoch(t *testing.T) {
 	v.hear(word(10, 6))
 	v.memberDown("b", StatusFailed)
 	v.memberUp(peer{name: "b"}, summaryOf(word(3, 1)), true)
-	got := node(v.Fleet(), "b")
+	got := node(v.Members(), "b")
 	assert.EqualValues(t, 3, got.Epoch)
 	assert.True(t, got.Alive)
 
 	v.memberDown("b", StatusFailed)
 	v.hear(word(3, 2))
 	v.memberUp(peer{name: "b"}, summaryOf(word(3, 1)), true)
-	assert.EqualValues(t, 2, node(v.Fleet(), "b").Generation, "the same life keeps its newest word")
+	assert.EqualValues(t, 2, node(v.Members(), "b").Generation, "the same life keeps its newest word")
 }
 
 func TestUnreadableSummaryStillNamesTheMember(t *testing.T) {
 	v := NewView("a")
 	v.memberUp(peer{name: "b"}, placement.Capacity{}, false)
-	got := node(v.Fleet(), "b")
+	got := node(v.Members(), "b")
 	assert.True(t, got.Alive)
 	assert.Empty(t, got.Devices)
 }
@@ -172,7 +172,7 @@ func TestNobodyElseSpeaksForThisMember(t *testing.T) {
 	v.Apply(word(99, 99))
 	v.memberUp(peer{name: "b"}, word(99, 99), true)
 	v.memberDown("b", StatusFailed)
-	got := v.Fleet().Nodes
+	got := v.Members().Nodes
 	assert.Equal(t, word(1, 1), got[0].Capacity)
 	assert.True(t, got[0].Alive)
 	assert.Len(t, got, 1)
@@ -187,14 +187,14 @@ func TestViewForgetsAndStaysBounded(t *testing.T) {
 			v.hear(c)
 		}
 		v.hear(placement.Capacity{})
-		assert.Len(t, v.Fleet().Nodes, maxNodes)
+		assert.Len(t, v.Members().Nodes, maxNodes)
 		time.Sleep(strangerFor + time.Second)
-		assert.Len(t, v.Fleet().Nodes, 2, "strangers that memberlist never named are forgotten")
+		assert.Len(t, v.Members().Nodes, 2, "strangers that memberlist never named are forgotten")
 		v.memberDown("b", StatusFailed)
 		time.Sleep(keepFailed)
-		assert.Len(t, v.Fleet().Nodes, 2, "a failed node is shown for a day")
+		assert.Len(t, v.Members().Nodes, 2, "a failed node is shown for a day")
 		time.Sleep(time.Second)
-		assert.Len(t, v.Fleet().Nodes, 1)
+		assert.Len(t, v.Members().Nodes, 1)
 	})
 }
 
@@ -206,11 +206,11 @@ func TestFleetIsSortedByName(t *testing.T) {
 		v.hear(c)
 	}
 	var names []string
-	for _, n := range v.Fleet().Nodes {
+	for _, n := range v.Members().Nodes {
 		names = append(names, n.Node)
 	}
 	assert.Equal(t, []string{"b", "m", "n", "z"}, names)
-	assert.Equal(t, "m", v.Fleet().From)
+	assert.Equal(t, "m", v.Members().From)
 }
 
 func BenchmarkFleetOf10000(b *testing.B) {
@@ -221,6 +221,18 @@ func BenchmarkFleetOf10000(b *testing.B) {
 		v.memberUp(peer{name: c.Node}, c, true)
 	}
 	for b.Loop() {
-		v.Fleet()
+		v.Members()
+	}
+}
+
+func TestFleetShowsNodesAndMembersShowsCoordinatorsToo(t *testing.T) {
+	v := NewView("a")
+	v.setSelf(placement.Capacity{Node: "a", Epoch: 1, Coordinator: true})
+	v.Apply(placement.Capacity{Node: "b", Epoch: 1, Devices: []placement.Device{{ID: "cpu-0"}}})
+	if n := len(v.Members().Nodes); n != 2 {
+		t.Errorf("%d members, want 2", n)
+	}
+	if f := v.Fleet(); len(f.Nodes) != 1 || f.Nodes[0].Node != "b" {
+		t.Errorf("fleet %+v, want b alone: nothing runs on a coordinator", f.Nodes)
 	}
 }

@@ -70,10 +70,14 @@ func TestAgentKilledInEachStateOfAPlacementLosesAndDoublesNothing(t *testing.T) 
 		loading <- outcome{p, err}
 	}()
 	<-accepted
-	before, err := h.node.Workers(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	var before []workerOn
+	eventually(t, 10*time.Second, "both engines run", func() (err error) {
+		before, err = h.node.Workers(t.Context())
+		if err == nil && (len(before) != 2 || before[0].EnginePID == 0 || before[1].EnginePID == 0) {
+			err = fmt.Errorf("workers %+v", before)
+		}
+		return err
+	})
 	h.agent.end(syscall.SIGKILL)
 	if _, err := complete(t.Context(), ready, "x", 1); err != nil {
 		t.Errorf("completion while the agent is dead: %v", err)

@@ -130,14 +130,18 @@ func (s *Sweeper) Lead(ctx context.Context, fence store.Fence) {
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
 	s.cfg.Log.Info("this coordinator sweeps", "instance", s.cfg.Instance)
+	said := ""
 	for {
 		switch err := t.pass(ctx); {
 		case errors.Is(err, store.ErrFenced):
 			s.cfg.Log.Warn("another coordinator sweeps now", "instance", s.cfg.Instance)
 			cancel()
 			return
-		case err != nil && ctx.Err() == nil:
+		case err != nil && ctx.Err() == nil && err.Error() != said:
+			said = err.Error() // once: a pass comes every few seconds
 			s.cfg.Log.Warn("sweep", "error", err)
+		case err == nil:
+			said = ""
 		}
 		select {
 		case <-ctx.Done():
