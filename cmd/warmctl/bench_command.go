@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -63,6 +64,11 @@ func runBench(c *call) error {
 		return err
 	}
 	r := placement.Request{Model: model, Name: filepath.Base(model), Runtime: m.Name, Args: c.flags.StringSlice("arg")}
+	// The agent adds this by itself where the runtime's environment turns the compiler
+	// off; the plain arm must get the same.
+	if m.Env["TORCHDYNAMO_DISABLE"] == "1" && !slices.Contains(r.Args, "--enforce-eager") {
+		r.Args = append(r.Args, "--enforce-eager")
+	}
 	arms, err := c.benchArms(m, r)
 	if err != nil {
 		return err

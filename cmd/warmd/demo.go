@@ -223,11 +223,11 @@ func (d *demo) step(ctx context.Context, what string, do func(context.Context) e
 func (d *demo) show(cold, warm started) error {
 	fmt.Fprintf(d.out, "\nprompt %q\n  cold answers %q\n  warm answers %q\n\n", demoPrompt, cold.text, warm.text)
 	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "request to first token\tcold\twarm\t")
+	fmt.Fprintln(w, "request to first token\tcold\twarm\t\t")
 	c, h := cold.placement.StartSeconds, warm.placement.StartSeconds
-	fmt.Fprintf(w, "total\t%.2f s\t%.2f s\t%.1fx\n", c, h, c/h)
+	fmt.Fprintf(w, "total\t%.2f s\t%.2f s\t%.1f times faster\t\n", c, h, c/h)
 	for _, row := range phaseRows(cold.trace, warm.trace) {
-		fmt.Fprintf(w, "%s\t%s\t%s\t\n", row.name, row.cold, row.warm)
+		fmt.Fprintf(w, "%s\t%s\t%s\t\t\n", row.name, row.cold, row.warm)
 	}
 	if err := w.Flush(); err != nil {
 		return err

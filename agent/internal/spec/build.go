@@ -92,11 +92,24 @@ func (s *Start) vllm(p Policy, m runtime.Manifest, r placement.Request, modelDir
 		host = "127.0.0.1"
 	}
 	flags := slices.Concat([]string{servedName, r.Name}, dropName(args.aliases, r.Name), args.argv,
-		[]string{"--host=" + host, "--port=" + strconv.Itoa(port)})
+		eagerWhereItMust(m, args.argv), []string{"--host=" + host, "--port=" + strconv.Itoa(port)})
 	s.Argv = slices.Concat([]string{"--model", modelDir}, flags)
 	vllm := filepath.Join(filepath.Dir(m.Python), "vllm")
 	s.ServeArgv = slices.Concat([]string{m.Python, vllm, "serve", modelDir}, flags)
 	return nil
+}
+
+// eagerWhereItMust adds --enforce-eager to a start on a runtime whose environment
+// turns the compiler off (the CPU ones: probing for g++ costs 24 s a start), unless
+// the request decides. vLLM would otherwise try to compile, and die.
+func eagerWhereItMust(m runtime.Manifest, argv []string) []string {
+	if m.Env["TORCHDYNAMO_DISABLE"] != "1" || slices.ContainsFunc(argv, func(a string) bool {
+		name, _, _ := strings.Cut(a, "=")
+		return positive(name) == "--enforce-eager" || strings.HasPrefix(a, "-O") || name == "--optimization-level" || name == "--compilation-config"
+	}) {
+		return nil
+	}
+	return []string{"--enforce-eager"}
 }
 
 // exec fills the command's slots. Each stays inside the element it is in: there is

@@ -185,3 +185,33 @@ func FuzzNothingReachesAStartOutsideTheSlots(f *testing.F) {
 		}
 	})
 }
+
+func TestRuntimeWithoutACompilerStartsEagerUnlessTheRequestDecides(t *testing.T) {
+	dir := t.TempDir()
+	off := runtime.Manifest{Name: "v", Kind: runtime.KindVLLM, Python: "/v/bin/python", Env: map[string]string{"TORCHDYNAMO_DISABLE": "1"}}
+	on := off
+	on.Env = nil
+	for _, c := range []struct {
+		m    runtime.Manifest
+		args []string
+		want int
+	}{
+		{off, nil, 1}, {off, []string{"--enforce-eager"}, 1}, {off, []string{"--no-enforce-eager"}, 0}, {off, []string{"-O0"}, 0}, {on, nil, 0},
+	} {
+		s, err := Build(c.m, placement.Request{Model: "m", Args: c.args}, dir, 8000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for form, argv := range map[string][]string{"parked": s.Argv, "cold": s.ServeArgv} {
+			n := 0
+			for _, a := range argv {
+				if a == "--enforce-eager" {
+					n++
+				}
+			}
+			if n != c.want {
+				t.Errorf("%s start with args %v: --enforce-eager %d times in %v, want %d", form, c.args, n, argv, c.want)
+			}
+		}
+	}
+}
