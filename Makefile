@@ -14,6 +14,7 @@ LINT    := $(CACHE)/tools/golangci-lint-v2.15.0
 PYTOOLS := $(CACHE)/tools/py-1
 VLLM    := 0.32.0
 VLLM_OLDEST := 0.26.0
+python   = $(WARMD_TEST_RUNTIMES)/vllm-$(1)/venv/bin/python
 export WARMD_TEST_RUNTIMES := $(CACHE)/runtimes
 
 .DEFAULT_GOAL := help
@@ -43,17 +44,16 @@ check: $(LINT) $(PYTOOLS)/ok ## the fast inner loop: format, vet, lint, unit tes
 test: build $(PYTOOLS)/ok runtimes ## every test: Go with -race, Python, golden files, real etcd, real vLLM
 	@$(MAKE) --no-print-directory test-go test-python test-real
 
-test-go: ## Go tests with -race, real etcd, no engine
-	go test -race -count=1 -timeout 15m ./...
+test-go: ## Go tests with -race, real etcd, engines of kind exec
+	go test -race -count=1 -timeout 15m -skip RealVLLM ./...
 
 test-python: $(PYTOOLS)/ok runtimes ## Python tests, and the contract with the oldest and the newest vLLM
-	@cd agent/runtime/vllm && PYTHONPATH=$$(echo $(PYTOOLS)/lib/python3*/site-packages) \
-	  WARMD_PYTHONS=$(WARMD_TEST_RUNTIMES)/vllm-$(VLLM)/venv/bin/python:$(WARMD_TEST_RUNTIMES)/vllm-$(VLLM_OLDEST)/venv/bin/python \
-	  $(PYTOOLS)/bin/python -m pytest -q -p no:cacheprovider tests
+	WARMD_PYTHONS=$(call python,$(VLLM)):$(call python,$(VLLM_OLDEST)) WARMD_TEST_CACHE=$(CACHE)/contract \
+	  $(PYTOOLS)/bin/python -m pytest -q -p no:cacheprovider agent/runtime/vllm
 
 test-real: build runtimes ## the whole path with real vLLM: place, tokens, faults, re-adoption
-	WARMD_TEST_REAL=1 WARMD_TEST_PYTHON=$(WARMD_TEST_RUNTIMES)/vllm-$(VLLM)/venv/bin/python \
-	  go test -count=1 -timeout 20m -v -run 'Real' ./cmd/warmd ./agent/internal/worker
+	WARMD_TEST_REAL=1 WARMD_TEST_PYTHON=$(call python,$(VLLM)) \
+	  go test -count=1 -timeout 20m -v -p 1 -run RealVLLM ./cmd/warmd ./agent/internal/worker
 
 runtimes: bin/warmd ## install the vLLM versions that the tests use (once, into the cache)
 	@for v in $(VLLM) $(VLLM_OLDEST); do \
@@ -61,6 +61,7 @@ runtimes: bin/warmd ## install the vLLM versions that the tests use (once, into 
 	  bin/warmd runtime add vllm-$$v --root '$(WARMD_TEST_RUNTIMES)' --vllm $$v --device cpu || exit 1; done
 
 generate: build ## rewrite golden files, man pages, completions and the CLI reference
+	go run ./cmd/warmctl docs >/dev/null
 	go test ./cmd/warmctl ./placement -rewrite
 
 fmt: ## format the Go and Python sources

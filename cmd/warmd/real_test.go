@@ -18,7 +18,7 @@ import (
 	"warmd/placement"
 )
 
-// The Real tests place models on a real, unmodified vLLM. They run when
+// The RealVLLM tests place models on a real, unmodified vLLM. They run when
 // WARMD_TEST_REAL is set (make test-real); in CI a missing part is a failure.
 const realRuntime = "vllm-0.32.0"
 
@@ -37,11 +37,8 @@ type host struct {
 func realRoot(t *testing.T) string {
 	t.Helper()
 	if os.Getenv("WARMD_TEST_REAL") == "" {
-		if os.Getenv("CI") == "" || testing.Short() {
+		if os.Getenv("CI") == "" {
 			t.Skip("real vLLM: run with `make test-real`")
-		}
-		if os.Getenv("WARMD_TEST_GO_ONLY") != "" {
-			t.Skip("make test runs the Real tests by themselves, in test-real")
 		}
 		t.Fatal("WARMD_TEST_REAL is not set in CI: run `make test`, which installs vLLM and sets it")
 	}
@@ -173,7 +170,7 @@ func (h *host) release(t *testing.T, id string) {
 	}
 }
 
-func TestRealWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.T) {
+func TestRealVLLMWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.T) {
 	root, models := realRoot(t), t.TempDir()
 	realModels(t, models)
 	h := startHost(t, root, models, 1)
@@ -210,7 +207,7 @@ func TestRealWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.T) {
 	t.Logf("cold %.2f s, warm %.2f s (%.1fx), slot warm again %.0f ms after the release answered", cold.StartSeconds, took.Seconds(), cold.StartSeconds/took.Seconds(), again.Seconds()*1000)
 }
 
-func TestRealAgentKilledWhileServingNoCompletionFailsAndWorkersAreReadopted(t *testing.T) {
+func TestRealVLLMAgentKilledWhileServingNoCompletionFailsAndWorkersAreReadopted(t *testing.T) {
 	root, models := realRoot(t), t.TempDir()
 	realModels(t, models)
 	h := startHost(t, root, models, 2)
@@ -282,7 +279,7 @@ func sameWorkers(before, after []agentapi.Worker) error {
 	return nil
 }
 
-func TestRealEngineDeathIsReportedWithItsCauseThePairDiesAndTheSlotIsRefilled(t *testing.T) {
+func TestRealVLLMEngineDeathIsReportedWithItsCauseThePairDiesAndTheSlotIsRefilled(t *testing.T) {
 	root, models := realRoot(t), t.TempDir()
 	realModels(t, models)
 	h := startHost(t, root, models, 1)
@@ -337,7 +334,7 @@ func workerOf(t *testing.T, h *host, id string) agentapi.Worker {
 	return agentapi.Worker{}
 }
 
-func TestRealZygoteDeathHurtsNoWorkerAndTheNextGenerationTakesOver(t *testing.T) {
+func TestRealVLLMZygoteDeathHurtsNoWorkerAndTheNextGenerationTakesOver(t *testing.T) {
 	root, models := realRoot(t), t.TempDir()
 	realModels(t, models)
 	h := startHost(t, root, models, 2)
@@ -393,7 +390,7 @@ func parentOf(t *testing.T, pid int) int {
 	return ppid
 }
 
-func TestRealModelThatCannotBeServedIsRefusedWithTheFileAndLosesNothing(t *testing.T) {
+func TestRealVLLMModelThatCannotBeServedIsRefusedWithTheFileAndLosesNothing(t *testing.T) {
 	root, models := realRoot(t), t.TempDir()
 	realModels(t, models)
 	h := startHost(t, root, models, 1)
