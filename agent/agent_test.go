@@ -164,7 +164,7 @@ func TestAModelIsPlacedAnswersAndIsReleased(t *testing.T) {
 	require.Equal(t, placement.Released, p.State)
 	d := n.device()
 	require.Equal(t, 2, d.Free)
-	_, err = http.Get(last.Placement.Endpoint) //nolint:bodyclose // it must fail
+	_, err = http.Get(last.Placement.Endpoint)
 	require.Error(t, err)
 }
 

@@ -59,7 +59,7 @@ func TestBadInputIsRefusedByName(t *testing.T) {
 		"no JSON":           {"p", "model=tiny", 400, placement.CodeBadRequest, "decode body"},
 		"nothing":           {"p", "", 400, placement.CodeBadRequest, "decode body"},
 		"two values":        {"p", ok + ok, 400, placement.CodeBadRequest, "more than one"},
-		"unknown field":     {"p", `{"attempt":1,"request":{"model":"tiny","modle":1}}`, 400, placement.CodeBadRequest, "modle"},
+		"unknown field":     {"p", `{"attempt":1,"request":{"model":"tiny","color":1}}`, 400, placement.CodeBadRequest, "color"},
 		"wrong type":        {"p", `{"attempt":"one","request":{"model":"tiny"}}`, 400, placement.CodeBadRequest, "attempt"},
 		"a JSON bomb":       {"p", strings.Repeat("[", 100000), 400, placement.CodeBadRequest, "nests deeper"},
 		"too large":         {"p", `{"request":{"model":"` + strings.Repeat("x", api.MaxBody) + `"}}`, 400, placement.CodeBadRequest, "larger than"},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"warmd/agent/internal/device"
@@ -49,7 +50,7 @@ func (b boundRuntime) Fork(ctx context.Context, id string) (device.Worker, error
 func (b boundRuntime) Spawn(ctx context.Context, s device.Spawn) (device.Worker, error) {
 	env := s.Env
 	if b.env.Visible != "" {
-		env = append(env[:len(env):len(env)], "CUDA_VISIBLE_DEVICES="+b.env.Visible)
+		env = append(slices.Clip(env), "CUDA_VISIBLE_DEVICES="+b.env.Visible)
 	}
 	w, err := b.Runtime.Spawn(ctx, worker.SpawnSpec{ID: s.ID, Argv: s.Argv, Env: env, Placement: s.Placement, Attempt: s.Attempt})
 	if err != nil {

@@ -72,8 +72,7 @@ func compareFields(t *testing.T, name string, schema *openapi3.Schema, typ refle
 	fields := map[string]bool{}
 	var add func(reflect.Type)
 	add = func(typ reflect.Type) {
-		for i := range typ.NumField() {
-			f := typ.Field(i)
+		for f := range typ.Fields() {
 			if f.Anonymous {
 				add(f.Type)
 				continue

@@ -68,7 +68,7 @@ func EncodeMeta(c Capacity) []byte {
 				return b
 			}
 		}
-		for n := len(runtimes) - 1; n >= 0; n-- {
+		for n := range slices.Backward(runtimes) {
 			if b := appendMeta(c, addr, runtimes[:n], byKind); len(b) <= MaxMeta {
 				return b
 			}

@@ -43,8 +43,11 @@ func answerPanics(h http.Handler, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			p := recover()
-			if p == nil || p == http.ErrAbortHandler {
+			if p == nil {
 				return
+			}
+			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+				panic(p) // a handler's way to break the connection on purpose
 			}
 			log.Error("handler panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
 			WriteError(w, placement.Errorf(placement.CodeInternal, "%s %s: bug in warmd: %v", r.Method, r.URL.Path, p).WithHint("the log has the stack; please report it"))
@@ -74,7 +77,7 @@ func Serve(ctx context.Context, srv *http.Server, grace time.Duration, lns ...ne
 		_ = srv.Close()
 	}
 	for ; left > 0; left-- {
-		<-errs
+		_ = <-errs // the first error is the answer
 	}
 	if errors.Is(first, http.ErrServerClosed) {
 		return nil

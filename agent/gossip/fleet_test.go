@@ -216,7 +216,7 @@ func TestQuickRestartIsSeenByItsEpoch(t *testing.T) {
 		m.SetCapacity(c)
 		f.awaitAll(10*time.Second, "generation 3", generation("node-5", 3))
 		f.crash("node-5")
-		m = f.start("node-5", false) // generation 1 of a later epoch
+		f.start("node-5", false) // generation 1 of a later epoch
 		f.awaitAll(30*time.Second, "the new epoch", func(v placement.Fleet) bool {
 			d := node(v, "node-5")
 			return d.Epoch > c.Epoch && d.Generation == 1 && d.Alive

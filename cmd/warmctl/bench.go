@@ -150,7 +150,7 @@ func firstToken(ctx context.Context, base, name string) (first time.Time, text s
 		text += chunk.Choices[0].Text
 	}
 	if first.IsZero() {
-		return first, "", fmt.Errorf("read stream: ended without a token: %v", lines.Err())
+		return first, "", errors.Join(errors.New("read stream: it ended without a token"), lines.Err())
 	}
 	return first, text, nil
 }

@@ -106,7 +106,7 @@ func (d *demo) run(ctx context.Context) error {
 		}
 	case err = <-ended:
 		stop()
-		<-result
+		_ = <-result
 		if err == nil {
 			err = context.Cause(ctx)
 		}
@@ -306,8 +306,11 @@ func askTokens(ctx context.Context, p placement.Placement) (string, error) {
 	var answer struct {
 		Choices []struct{ Text string }
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || resp.StatusCode != http.StatusOK || len(answer.Choices) == 0 {
-		return "", fmt.Errorf("ask for tokens: %s (%v)", resp.Status, err)
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return "", fmt.Errorf("ask for tokens: %s: %w", resp.Status, err)
+	}
+	if resp.StatusCode != http.StatusOK || len(answer.Choices) == 0 {
+		return "", fmt.Errorf("ask for tokens: %s", resp.Status)
 	}
 	return answer.Choices[0].Text, nil
 }

@@ -314,7 +314,7 @@ func TestZygoteAndEngineKilledInEachStateTheSlotComesBack(t *testing.T) {
 		took := eventually(t, 5*time.Second, "death reported", func() error {
 			got, err := h.node.Placement(t.Context(), p.ID)
 			if err != nil || got.State != placement.Failed || got.Reason == "" {
-				return fmt.Errorf("%v %+v", err, got)
+				return fmt.Errorf("%w %+v", err, got)
 			}
 			return nil
 		})

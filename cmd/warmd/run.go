@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
@@ -44,7 +45,7 @@ func runAll(ctx context.Context, parts []runner) error {
 		})
 	}
 	<-failed.Done()
-	for i := len(parts) - 1; i >= 0; i-- {
+	for i := range slices.Backward(parts) {
 		cancels[i]()
 		<-done[i]
 	}

@@ -133,7 +133,7 @@ func TestTopLevelIsExactlyTheDrawing(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for line := range strings.Lines(string(out)) {
-		top := strings.SplitN(strings.TrimSpace(line), "/", 2)[0]
+		top, _, _ := strings.Cut(strings.TrimSpace(line), "/")
 		if !strings.HasPrefix(top, ".") {
 			seen[top] = true
 		}

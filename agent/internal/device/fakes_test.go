@@ -196,8 +196,7 @@ func (w *world) kinds() (out []string) {
 	return out
 }
 
-func cold(_ *Claim, r *placement.Request)     { r.Start = placement.StartCold }
-func onlyWarm(_ *Claim, r *placement.Request) { r.Start = placement.StartWarm }
+func cold(_ *Claim, r *placement.Request) { r.Start = placement.StartCold }
 
 // fakeRuntime forks in 30 ms, like the real one.
 type fakeRuntime struct {

@@ -131,7 +131,7 @@ func (d *Device) parkedDied(p *parked) {
 		d.emit("worker.dead", "", p.id, "a parked worker died: %s", p.dead.Message)
 	}
 	w := p.worker
-	d.wg.Go(func() { d.stop(w, 0) }) // its other half, if the zygote is gone, too
+	d.wg.Go(func() { _ = d.stop(w, 0) }) // its other half, if the zygote is gone, too
 }
 
 // retire ends a parked worker. It runs on the loop and does not wait.

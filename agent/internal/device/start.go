@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -103,12 +104,8 @@ func (l *life) acquire() error {
 		return err
 	}
 	env := map[string]string{}
-	for k, v := range l.claim.Start.Env {
-		env[k] = v
-	}
-	for k, v := range l.trace.Env() {
-		env[k] = v
-	}
+	maps.Copy(env, l.claim.Start.Env)
+	maps.Copy(env, l.trace.Env())
 	begin := time.Now()
 	p := l.e.Placement()
 	if err := l.worker.Load(l.ctx, Load{Placement: p.ID, Attempt: p.Attempt, Argv: l.claim.Start.Argv, Env: env, Listener: f}); err != nil {

@@ -69,7 +69,7 @@ func newInventory(lib nvml.Interface, opt Options) (*inventory, error) {
 	}
 	if err != nil {
 		if !errors.Is(err, ErrHung) {
-			lib.Shutdown()
+			_ = lib.Shutdown()
 		}
 		return nil, fmt.Errorf("count GPUs: %w", err)
 	}

@@ -68,7 +68,7 @@ func (w *watcher) follow(ctx context.Context) error {
 	hung := false
 	defer func() {
 		if set != nil && !hung { // a set that somebody still waits on cannot be freed
-			set.Free()
+			_ = set.Free()
 		}
 	}()
 	for ctx.Err() == nil {
@@ -132,7 +132,7 @@ func (w *watcher) register() (nvml.EventSet, error) {
 		w.log.Info("GPU has no events, only looked at", "device", u.ID, "err", err)
 	}
 	if good == 0 { // an empty set fails at once
-		set.Free()
+		_ = set.Free()
 		return nil, nil
 	}
 	return set, nil

@@ -50,7 +50,7 @@ func (r *Recorder) receive(ctx context.Context) error {
 	if srv.Shutdown(end) != nil {
 		srv.Close()
 	}
-	<-done
+	_ = <-done
 	return nil
 }
 

@@ -97,8 +97,8 @@ func (e ending) line(role string, bad bool) string {
 func errorLine(log string) string {
 	last := ""
 	lines := strings.Split(log, "\n")
-	for i := len(lines) - 1; i >= 0; i-- {
-		line := strings.TrimSpace(lines[i])
+	for _, line := range slices.Backward(lines) {
+		line := strings.TrimSpace(line)
 		if line == "" {
 			continue
 		}

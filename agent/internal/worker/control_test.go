@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,8 +84,8 @@ func TestAnswersFindTheirCallsInAnyOrder(t *testing.T) {
 		}
 		fmt.Fprintln(c, `{"ev":"exit","pid":1}`)
 		fmt.Fprintln(c, `{"id":999,"nobody":"asked"}`)
-		for i := len(ids) - 1; i >= 0; i-- {
-			fmt.Fprintf(c, `{"id":%d,"pid":%d}`+"\n", ids[i], 100+ids[i])
+		for _, id := range slices.Backward(ids) {
+			fmt.Fprintf(c, `{"id":%d,"pid":%d}`+"\n", id, 100+id)
 		}
 		_, _ = in.ReadBytes('\n')
 	})

@@ -261,8 +261,8 @@ func fakeZygoteMain() {
 }
 
 func fakeHalfMain() {
-	role, me := os.Getenv("HALF_ROLE"), Proc{}
-	me, _ = FindProc(os.Getpid())
+	role := os.Getenv("HALF_ROLE")
+	me, _ := FindProc(os.Getpid())
 	gen, _ := strconv.Atoi(os.Getenv("HALF_GEN"))
 	signal.Ignore(syscall.SIGTERM)
 	if os.Getenv("FAKE_GRANDCHILD") != "" && role == roleEngine {

@@ -202,11 +202,9 @@ func (r *Runtime) retire() {
 		}
 		g.holds++ // nobody retires it twice
 		c := g.conn
-		r.tasks.Add(1)
-		go func() {
-			defer r.tasks.Done()
+		r.tasks.Go(func() {
 			r.end(g, c)
-		}()
+		})
 	}
 }
 

@@ -228,11 +228,9 @@ func (w *Worker) has(role string, p Proc) {
 
 // help runs what may block beside the loop; it ends with the loop.
 func (w *Worker) help(f func(context.Context)) {
-	w.helpers.Add(1)
-	go func() {
-		defer w.helpers.Done()
+	w.helpers.Go(func() {
 		f(w.ctx)
-	}()
+	})
 }
 
 // watch posts the end of one process.
@@ -240,7 +238,7 @@ func (w *Worker) watch(ctx context.Context, role string, p Proc) {
 	fd, err := p.open()
 	if err == nil {
 		defer fd.close()
-		err = fd.wait(ctx)
+		_ = fd.wait(ctx) // it ends with the process or with ctx
 	}
 	if ctx.Err() == nil {
 		w.post(func() { w.died(role) })

@@ -3,8 +3,8 @@ package worker
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -222,13 +222,11 @@ func TestRealVLLM(t *testing.T) {
 func cpuEngine(t *testing.T, h *host) {
 	t.Helper()
 	cache := filepath.Join(h.dir, "cache")
-	for k, v := range map[string]string{
+	maps.Copy(h.manifest.Env, map[string]string{
 		"PATH": filepath.Dir(h.manifest.Python) + ":/usr/bin:/bin", "HOME": cache, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2",
 		"TORCHDYNAMO_DISABLE": "1", "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
 		"HF_HUB_OFFLINE": "1", "VLLM_CACHE_ROOT": cache, "HF_HOME": cache + "/hf",
-	} {
-		h.manifest.Env[k] = v
-	}
+	})
 	require.NoError(t, os.MkdirAll(cache, 0o755))
 	ask := exec.Command(h.manifest.Python, "-c", "import importlib.metadata as m; print(m.version('vllm'))")
 	ask.Env = h.manifest.Environ()
@@ -266,7 +264,7 @@ func complete(t *testing.T, addr string) string {
 			Text string `json:"text"`
 		} `json:"choices"`
 	}
-	require.NoError(t, json.Unmarshal(raw, &answer), fmt.Sprintf("%s", raw))
+	require.NoError(t, json.Unmarshal(raw, &answer), string(raw))
 	require.Len(t, answer.Choices, 1)
 	return answer.Choices[0].Text
 }

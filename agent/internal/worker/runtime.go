@@ -234,11 +234,9 @@ func (r *Runtime) task(f func(context.Context)) bool {
 	if r.ctx == nil || r.over || r.ctx.Err() != nil {
 		return false
 	}
-	r.tasks.Add(1)
-	go func() {
-		defer r.tasks.Done()
+	r.tasks.Go(func() {
 		f(r.ctx)
-	}()
+	})
 	return true
 }
 
