@@ -78,7 +78,7 @@ func (d *delegate) NotifyMsg(b []byte) {
 func (d *delegate) strangeWord(what string, err error) {
 	now, last := time.Now().Unix(), d.m.warned.Load()
 	if now-last >= 60 && d.m.warned.CompareAndSwap(last, now) {
-		d.m.log.Warn("drop a message: does a member run another version?", "what", what, "err", err)
+		d.m.log.Warn("drop "+what+": does a member run another version?", "err", err)
 	}
 }
 

@@ -28,6 +28,6 @@ func (w logWriter) Write(p []byte) (int, error) {
 			}
 		}
 	}
-	w.log.Log(context.Background(), level, "memberlist", "says", strings.TrimPrefix(text, "memberlist: "))
+	w.log.Log(context.Background(), level, strings.TrimPrefix(text, "memberlist: "))
 	return len(p), nil
 }

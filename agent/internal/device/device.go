@@ -265,7 +265,7 @@ func (d *Device) emit(kind, id, worker, format string, args ...any) {
 		At: time.Now(), Node: d.cfg.Node, Device: d.cfg.ID, Kind: kind,
 		Placement: id, Worker: worker, Message: fmt.Sprintf(format, args...),
 	}
-	d.cfg.Log.Info("event", "kind", kind, "placement", id, "worker", worker, "msg", e.Message)
+	d.cfg.Log.Info(kind, "placement", id, "worker", worker, "what", e.Message)
 	d.cfg.Emit(e)
 }
 
