@@ -104,12 +104,17 @@ type proc struct {
 	done chan struct{}
 }
 
-func start(t *testing.T, name string, args ...string) *proc {
+func start(t testing.TB, name string, args ...string) *proc {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startBinary(t, self, name, args...)
+}
+
+func startBinary(t testing.TB, self, name string, args ...string) *proc {
+	t.Helper()
 	logPath := filepath.Join(t.TempDir(), name+".log")
 	log, err := os.Create(logPath)
 	if err != nil {
@@ -152,7 +157,7 @@ func tail(s string, n int) string {
 }
 
 // eventually polls until ok answers nil; the last error is the failure.
-func eventually(t *testing.T, within time.Duration, what string, ok func() error) time.Duration {
+func eventually(t testing.TB, within time.Duration, what string, ok func() error) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	for {
@@ -168,7 +173,7 @@ func eventually(t *testing.T, within time.Duration, what string, ok func() error
 }
 
 // startEtcd runs an etcd of its own and returns its URL.
-func startEtcd(t *testing.T, dir string) (*proc, string) {
+func startEtcd(t testing.TB, dir string) (*proc, string) {
 	t.Helper()
 	p := start(t, "etcd", "play-etcd", dir)
 	eventually(t, 20*time.Second, "etcd ready", func() error {
@@ -186,7 +191,7 @@ func startEtcd(t *testing.T, dir string) (*proc, string) {
 }
 
 // execRuntime writes a runtime of kind exec whose engine is this test binary.
-func execRuntime(t *testing.T, root, name string, extra ...string) {
+func execRuntime(t testing.TB, root, name string, extra ...string) {
 	t.Helper()
 	self, _ := os.Executable()
 	args := append([]string{"play-warmd", "runtime", "add", name, "--root", root, "--device", "cpu", "--exec", "--", self, "play-engine", "--port", "{port}"}, extra...)
@@ -246,10 +251,16 @@ func complete(ctx context.Context, p placement.Placement, prompt string, n int) 
 
 // alive reports whether a pid still runs (a zombie does not).
 func alive(pid int) bool {
+	f, err := statFields(pid)
+	return err == nil && f[0] != "Z"
+}
+
+// statFields are the fields of /proc/PID/stat behind the name, which may hold
+// anything: the state is the first.
+func statFields(pid int) ([]string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return false
+		return nil, err
 	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	return len(f) > 0 && f[0] != "Z"
+	return strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])), nil
 }

@@ -378,13 +378,12 @@ func TestRealVLLMZygoteDeathHurtsNoWorkerAndTheNextGenerationTakesOver(t *testin
 
 func parentOf(t *testing.T, pid int) int {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	f, err := statFields(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var ppid int
-	s := string(b[strings.LastIndexByte(string(b), ')')+1:])
-	if _, err := fmt.Sscan(strings.Fields(s)[1], &ppid); err != nil {
+	if _, err := fmt.Sscan(f[1], &ppid); err != nil {
 		t.Fatal(err)
 	}
 	return ppid
