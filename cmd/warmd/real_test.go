@@ -42,9 +42,15 @@ func realRoot(t *testing.T) string {
 		}
 		t.Fatal("WARMD_TEST_REAL is not set in CI: run `make test`, which installs vLLM and sets it")
 	}
-	root := os.Getenv("WARMD_TEST_RUNTIMES")
-	if _, err := os.Stat(filepath.Join(root, realRuntime, "runtime.json")); err != nil {
-		t.Fatalf("runtime %s is missing under %s: run `make runtimes`: %v", realRuntime, root, err)
+	all := os.Getenv("WARMD_TEST_RUNTIMES")
+	if _, err := os.Stat(filepath.Join(all, realRuntime, "runtime.json")); err != nil {
+		t.Fatalf("runtime %s is missing under %s: run `make runtimes`: %v", realRuntime, all, err)
+	}
+	// A root with this runtime alone: the other version's parked workers would be
+	// counted as warm, too.
+	root := t.TempDir()
+	if err := os.Symlink(filepath.Join(all, realRuntime), filepath.Join(root, realRuntime)); err != nil {
+		t.Fatal(err)
 	}
 	return root
 }
@@ -74,13 +80,16 @@ func startHost(t *testing.T, root, models string, slots int) *host {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	h := &host{dir: dir, root: root}
 	h.startEtcd(t)
-	port, err := freePort()
-	if err != nil {
-		t.Fatal(err)
+	address := func() string {
+		port, err := freePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("127.0.0.1:%d", port)
 	}
-	gossip := fmt.Sprintf("127.0.0.1:%d", port)
+	gossip := address() // and the fleet address: a restarted agent keeps both
 	h.agentArgs = []string{"play-warmd", "agent", "--name", "host1", "--data", dir + "/agent", "--run", dir + "/run", "--socket", dir + "/agent.sock",
-		"--listen", "127.0.0.1:0", "--gossip", gossip, "--runtimes", root, "--models", models, "--slots", fmt.Sprint(slots)}
+		"--listen", address(), "--gossip", gossip, "--runtimes", root, "--models", models, "--slots", fmt.Sprint(slots)}
 	h.startAgent(t)
 	h.gossip = gossip
 	h.startCoordinator(t)
@@ -233,6 +242,13 @@ func TestRealVLLMAgentKilledWhileServingNoCompletionFailsAndWorkersAreReadopted(
 		}
 	}()
 	for range 5 {
+		seen := ok.Load()
+		eventually(t, 20*time.Second, "completions go on", func() error {
+			if n := ok.Load(); n < seen+5 {
+				return fmt.Errorf("%d more", n-seen)
+			}
+			return nil
+		})
 		h.agent.end(syscall.SIGKILL)
 		h.startAgent(t)
 		took := eventually(t, 10*time.Second, "re-adopted", func() error {
@@ -285,11 +301,11 @@ func TestRealVLLMEngineDeathIsReportedWithItsCauseThePairDiesAndTheSlotIsRefille
 	h := startHost(t, root, models, 1)
 	h.warm(t, 1, 90*time.Second)
 	h.joined(t)
-	for _, half := range []string{"engine", "api"} {
+	for _, half := range []string{"engine", "API server"} {
 		p := h.place(t, placement.Request{Model: "tiny", Runtime: realRuntime, Args: smallArgs})
 		w := workerOf(t, h, p.ID)
 		victim, other := w.EnginePID, w.APIPID
-		if half == "api" {
+		if half != "engine" {
 			victim, other = other, victim
 		}
 		if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
