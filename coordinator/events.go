@@ -75,3 +75,32 @@ func (r *ring) follow(ctx context.Context, seq uint64, each func(placement.Event
 		}
 	}
 }
+
+// once lets the end of a start through once: the agent that started the engine and
+// the coordinator that asked for it both tell it, in words of their own.
+type once struct {
+	told map[string]bool
+	old  []string // in the order they came, so that memory is bounded
+}
+
+const onceKept = 4096
+
+func newOnce() *once { return &once{told: map[string]bool{}} }
+
+func (o *once) first(e placement.Event) bool {
+	switch e.Kind {
+	case "placement.ready", "placement.failed", "placement.released":
+	default:
+		return true
+	}
+	key := e.Kind + " " + e.Placement
+	if o.told[key] {
+		return false
+	}
+	o.told[key] = true
+	if o.old = append(o.old, key); len(o.old) > onceKept {
+		delete(o.told, o.old[0])
+		o.old = o.old[1:]
+	}
+	return true
+}

@@ -187,6 +187,8 @@ func (c *Coordinator) getEvents(w http.ResponseWriter, r *http.Request) error {
 	own, _ := c.events.since(0)
 	all = append(all, own...)
 	slices.SortStableFunc(all, func(a, b placement.Event) int { return a.At.Compare(b.At) })
+	once := newOnce()
+	all = slices.DeleteFunc(all, func(e placement.Event) bool { return !once.first(e) })
 	agentapi.WriteJSON(w, http.StatusOK, all)
 	return nil
 }
@@ -216,12 +218,13 @@ func (c *Coordinator) followEvents(w http.ResponseWriter, r *http.Request) error
 		wg.Go(func() { c.followNode(ctx, n, send) })
 	}
 	lines := agentapi.NewLines(w, http.StatusOK)
+	once := newOnce()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case e := <-merged:
-			if lines.Write(e) != nil {
+			if once.first(e) && lines.Write(e) != nil {
 				return nil
 			}
 		}

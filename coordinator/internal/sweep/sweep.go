@@ -139,7 +139,7 @@ func (s *Sweeper) Lead(ctx context.Context, fence store.Fence) {
 			return
 		case err != nil && ctx.Err() == nil && err.Error() != said:
 			said = err.Error() // once: a pass comes every few seconds
-			s.cfg.Log.Warn("sweep", "error", err)
+			s.cfg.Log.Info("sweep is not complete yet", "reason", err)
 		case err == nil:
 			said = ""
 		}
