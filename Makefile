@@ -18,7 +18,7 @@ python   = $(WARMD_TEST_RUNTIMES)/vllm-$(1)/venv/bin/python
 export WARMD_TEST_RUNTIMES := $(CACHE)/runtimes
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check test-go test-python test-real fmt lint generate runtimes clean
+.PHONY: help build demo bench test check test-go test-python test-real fmt lint generate runtimes clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,14 @@ FORCE:
 
 demo: build ## place a model cold and warm on real vLLM, print tokens and the comparison
 	@bin/warmd demo --root '$(WARMD_TEST_RUNTIMES)' --vllm $(VLLM)
+
+bench: build runtimes ## the headline: plain vLLM against a warm worker, 5 counted rounds each
+	@bin/warmd model make '$(CACHE)/demo-models/opt-125m' --preset opt-125m >/dev/null; d=$$(mktemp -d /tmp/warmd-bench-XXXX); \
+	  bin/warmd dev --data $$d --runtimes '$(WARMD_TEST_RUNTIMES)' --models '$(CACHE)/demo-models' --slots 1 --log-level error & p=$$!; \
+	  trap 'kill $$p; wait $$p; rm -rf '$$d EXIT; \
+	  until bin/warmctl --server $$d/coordinator.sock workers 2>/dev/null | grep -q 'vllm-$(VLLM) .* warm '; do kill -0 $$p && sleep 1 || exit 1; done; \
+	  bin/warmctl --server $$d/coordinator.sock bench cold-start '$(CACHE)/demo-models/opt-125m' --runtime vllm-$(VLLM) --runtimes '$(WARMD_TEST_RUNTIMES)' \
+	    --arms vllm,warm --runs 5 --arg=--dtype=bfloat16 --arg=--max-model-len=512 --arg=--max-num-seqs=4
 
 check: $(LINT) $(PYTOOLS)/ok ## the fast inner loop: format, vet, lint, unit tests
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not gofmt-ed:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
