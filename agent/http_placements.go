@@ -68,6 +68,7 @@ func (a *Agent) deletePlacement(w http.ResponseWriter, r *http.Request) {
 		api.WriteError(w, err)
 		return
 	}
+	api.Patient(w) // the grace may be longer than a request may take to arrive
 	e := a.book.Await(id)
 	for ; e == nil; e = a.book.Await(id) {
 		if p, ok := a.book.Tombstone(id, time.Now()); ok {

@@ -77,10 +77,6 @@ func (c *Coordinator) writeError(w http.ResponseWriter, r *http.Request, err err
 	agentapi.WriteError(w, err)
 }
 
-// patient lifts the server's read deadline: without it net/http ends the context of a
-// request that waits longer than a request may take to arrive.
-func patient(w http.ResponseWriter) { _ = http.NewResponseController(w).SetReadDeadline(time.Time{}) }
-
 func (c *Coordinator) getFleet(w http.ResponseWriter, _ *http.Request) error {
 	f := c.opt.View.Fleet()
 	if f.Nodes == nil {

@@ -120,7 +120,7 @@ func (c *Coordinator) getLogs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	patient(w)
+	agentapi.Patient(w)
 	body, err := cl.Logs(r.Context(), rec.ID, tail, follow)
 	if err != nil {
 		return err

@@ -50,7 +50,7 @@ func (c *Coordinator) postPlacement(w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
-	patient(w)
+	agentapi.Patient(w)
 	enough := func(p placement.Progress) bool {
 		return p.Last() || wait == "assigned" && p.Event == placement.EventAccepted
 	}
@@ -237,7 +237,7 @@ func (c *Coordinator) deletePlacement(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return err
 	}
-	patient(w)
+	agentapi.Patient(w)
 	rec, err = c.recordRelease(r.Context(), rec)
 	if err != nil {
 		return err

@@ -179,6 +179,10 @@ func WriteError(w http.ResponseWriter, err error) {
 	WriteJSON(w, e.Code.Status(), e)
 }
 
+// Patient lifts the server's read deadline, for a handler that waits: the deadline
+// bounds how long a request may take to arrive, not how long its answer may.
+func Patient(w http.ResponseWriter) { _ = http.NewResponseController(w).SetReadDeadline(time.Time{}) }
+
 // Lines writes an NDJSON answer. A client that does not read for writeTime
 // seconds is dropped: it must not hold a placement's goroutine for ever.
 type Lines struct {
@@ -194,7 +198,7 @@ func NewLines(w http.ResponseWriter, status int) *Lines {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("X-Accel-Buffering", "no")
 	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Time{}) // the read timeout is for the request, not for the stream
+	Patient(w)
 	w.WriteHeader(status)
 	return &Lines{w: w, rc: rc, enc: json.NewEncoder(w)}
 }

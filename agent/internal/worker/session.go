@@ -67,14 +67,22 @@ func readAll() map[int]stat {
 // listener finds a zygote by its command line: it holds --socket PATH from the
 // moment it runs, long before it listens or has been asked for its pid.
 func listener(socket string) (Proc, bool) {
-	want := []byte("\x00--socket\x00" + socket + "\x00")
+	if ps := withSocket(socket + "\x00"); len(ps) > 0 {
+		return ps[0], true
+	}
+	return Proc{}, false
+}
+
+// withSocket lists the processes whose --socket begins with a prefix.
+func withSocket(prefix string) (ps []Proc) {
+	want := []byte("\x00--socket\x00" + prefix)
 	for pid, s := range readAll() {
 		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 		if err == nil && !s.zombie() && bytes.Contains(append(b, 0), want) {
-			return Proc{pid, s.start}, true
+			ps = append(ps, Proc{pid, s.start})
 		}
 	}
-	return Proc{}, false
+	return ps
 }
 
 // isTracker recognises Python's own helper that unlinks a dead worker's shared

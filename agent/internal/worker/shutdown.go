@@ -26,6 +26,9 @@ func (r *Runtime) Shutdown(ctx context.Context) error {
 		err = r.endZygotes(ctx)
 	}
 	if err == nil {
+		err = r.endStrays(ctx)
+	}
+	if err == nil {
 		err = r.endWorkers(ctx)
 	}
 	if err != nil {
@@ -101,6 +104,26 @@ func (r *Runtime) endZygotes(ctx context.Context) error {
 		for proc.PID > 0 && proc.Alive() {
 			if !awaitAll(ctx, []Proc{proc}, discoverTime) {
 				return fmt.Errorf("end zygote %s: process %v still runs: %w", filepath.Base(dir), proc, ctx.Err())
+			}
+		}
+	}
+	return nil
+}
+
+// endStrays ends zygotes of ours that no folder leads to any more, found by their
+// command lines: the promise is that nothing is left, whatever went wrong before.
+func (r *Runtime) endStrays(ctx context.Context) error {
+	strays := withSocket(filepath.Join(r.cfg.RunDir, r.name) + ".")
+	for _, p := range strays {
+		r.log.Warn("a zygote was still there, ending it", "pid", p.PID)
+		if err := p.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrGone) {
+			return fmt.Errorf("end stray zygote %v: %w", p, err)
+		}
+	}
+	for _, p := range strays {
+		for p.Alive() {
+			if !awaitAll(ctx, []Proc{p}, discoverTime) {
+				return fmt.Errorf("end stray zygote %v: it still runs: %w", p, ctx.Err())
 			}
 		}
 	}

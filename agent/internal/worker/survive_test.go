@@ -340,3 +340,15 @@ func TestEveryChangeOfStatusIsTold(t *testing.T) {
 	require.Equal(t, RuntimeStatus{Zygote: ZygoteDown, Problem: "it is shutting down"}, r.Status())
 	require.ErrorContains(t, r.Run(context.Background()), "it has run before")
 }
+
+func TestShutdownEndsAZygoteThatNoFolderLeadsTo(t *testing.T) {
+	h := fakeHost(t)
+	r, stop := h.agent()
+	waitZygote(t, r, func(s RuntimeStatus) bool { return s.Zygote == ZygoteUp })
+	zygote, ok := FindProc(r.Status().PID)
+	require.True(t, ok)
+	stop()
+	require.NoError(t, os.RemoveAll(r.genDir(1)))
+	require.NoError(t, h.new().Shutdown(within(t, 20*time.Second)))
+	requireGone(t, zygote)
+}
