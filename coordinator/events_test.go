@@ -18,7 +18,9 @@ func TestEndOfAStartIsToldOnceWhoeverTellsIt(t *testing.T) {
 	ready.Placement = "p-2"
 	assert.True(t, o.first(ready))
 	other := placement.Event{Kind: "worker.warm", Worker: "w"}
-	assert.True(t, o.first(other) && o.first(other), "other events may repeat")
+	for range 2 {
+		assert.True(t, o.first(other), "other events may repeat")
+	}
 	for i := range 2 * onceKept {
 		o.first(placement.Event{Kind: "placement.failed", Placement: fmt.Sprint(i)})
 	}
