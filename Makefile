@@ -53,7 +53,7 @@ test: build $(PYTOOLS)/ok runtimes ## every test: Go with -race, Python, golden 
 	@$(MAKE) --no-print-directory test-go test-python test-real
 
 test-go: ## Go tests with -race, real etcd, engines of kind exec
-	go test -race -count=1 -timeout 15m -skip RealVLLM ./...
+	go test -race -count=1 -timeout 15m -p 1 -skip RealVLLM ./...
 
 test-python: $(PYTOOLS)/ok runtimes ## Python tests, and the contract with the oldest and the newest vLLM
 	WARMD_PYTHONS=$(call python,$(VLLM)):$(call python,$(VLLM_OLDEST)) WARMD_TEST_CACHE=$(CACHE)/contract \

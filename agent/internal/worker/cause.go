@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // pairLost is the exit code of a half that ended because its other half did.
@@ -38,8 +39,8 @@ func (e ending) words() string {
 	name := roleWords[role]
 	x, known := e.exits[role]
 	switch {
-	case e.reason != "" && (!known || x.Cause == "kill"):
-		return e.reason
+	case e.reason != "" && (!known || x.Cause == "kill" || x.Signal != nil && *x.Signal == int(syscall.SIGKILL)):
+		return e.reason // our own kill, whether it went through the zygote or past it
 	case !known:
 		return name + " ended, its exit code is not known (its zygote is gone)" + colon(e.line(role, false))
 	case x.Cause == "kill":

@@ -208,8 +208,8 @@ func TestPhasesThatNobodyReadsAreDroppedAndCounted(t *testing.T) {
 	_, f := listen(t)
 	defer f.Close()
 	require.NoError(t, w.Load(within(t, 5*time.Second), LoadSpec{Placement: "p1", Attempt: 1, Listener: f}))
+	require.Eventually(t, func() bool { return w.Info().DroppedEvents > 0 }, 10*time.Second, 5*time.Millisecond)
 	require.NoError(t, w.Stop(within(t, 10*time.Second), 10*time.Second))
-	require.Positive(t, w.Info().DroppedEvents)
 	kinds := map[string]int{}
 	last := ""
 	for e := range w.Events() {
