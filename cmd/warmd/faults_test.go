@@ -371,6 +371,7 @@ func TestDevRunsThreeNodesAndLeavesNothingBehind(t *testing.T) {
 	if len(nodes) != 3 {
 		t.Errorf("three placements on nodes %v, want one each", nodes)
 	}
+	_ = dev.Process.Signal(syscall.SIGINT) // twice at once, as timeout(1) does it
 	dev.end(syscall.SIGINT)
 	if code := dev.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit code %d after Ctrl-C", code)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -22,12 +23,13 @@ var version = "dev"
 
 func main() { os.Exit(run(os.Args)) }
 
-// run is main without the exit. The first signal asks for an orderly end, the
-// second one ends the process at once.
+// run is main without the exit. The first signal asks for an orderly end, one that
+// comes a second later ends the process at once. Not sooner: timeout(1) and shells
+// signal a process and its group, and an end at once leaves engines running.
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
 	app := &cli.App{
 		Name: "warmd", Usage: "keep inference workers warm and place models on them", Version: version,
 		HideHelpCommand: true, ExitErrHandler: func(*cli.Context, error) {},
