@@ -62,7 +62,7 @@ func (a *Agent) getLogs(w http.ResponseWriter, r *http.Request) {
 // client goes away or the placement is over.
 func sendLog(w http.ResponseWriter, r *http.Request, f *os.File, e *device.Entry) {
 	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Time{})
+	api.Patient(w)
 	follow := r.URL.Query().Get("follow") != ""
 	t := time.NewTicker(pollLog)
 	defer t.Stop()

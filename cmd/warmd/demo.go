@@ -170,7 +170,7 @@ func (d *demo) start(ctx context.Context, r placement.Request) (s started, err e
 	if s.placement, err = d.coord.Place(ctx, r, "ready", nil); err != nil {
 		return s, err
 	}
-	if s.text, err = askTokens(ctx, s.placement); err != nil {
+	if s.text, err = askTokens(ctx, s.placement, demoPrompt, demoTokens); err != nil {
 		return s, err
 	}
 	if s.trace, err = d.coord.Trace(ctx, s.placement.ID); err != nil {
@@ -288,8 +288,8 @@ func phaseRows(cold, warm placement.Trace) []phaseRow {
 }
 
 // askTokens asks for greedy tokens the way any client does.
-func askTokens(ctx context.Context, p placement.Placement) (string, error) {
-	body, err := json.Marshal(map[string]any{"model": p.Request.ServedName(), "prompt": demoPrompt, "max_tokens": demoTokens, "temperature": 0})
+func askTokens(ctx context.Context, p placement.Placement, prompt string, tokens int) (string, error) {
+	body, err := json.Marshal(map[string]any{"model": p.Request.ServedName(), "prompt": prompt, "max_tokens": tokens, "temperature": 0})
 	if err != nil {
 		return "", err
 	}

@@ -79,7 +79,7 @@ func TestAgentKilledInEachStateOfAPlacementLosesAndDoublesNothing(t *testing.T) 
 		return err
 	})
 	h.agent.end(syscall.SIGKILL)
-	if _, err := complete(t.Context(), ready, "x", 1); err != nil {
+	if _, err := askTokens(t.Context(), ready, "x", 1); err != nil {
 		t.Errorf("completion while the agent is dead: %v", err)
 	}
 	h.startAgent(t)
@@ -145,7 +145,7 @@ func TestEtcdKilledPlacingFailsFastCapacityAnswersAndItHealsAlone(t *testing.T) 
 	h := execHost(t, 2)
 	p := h.place(t, placement.Request{Model: "a", Runtime: "ok"})
 	h.etcd.end(syscall.SIGKILL)
-	if _, err := complete(t.Context(), p, "x", 1); err != nil {
+	if _, err := askTokens(t.Context(), p, "x", 1); err != nil {
 		t.Errorf("completion without etcd: %v", err)
 	}
 	if f, err := h.coord.Fleet(t.Context()); err != nil || len(f.Nodes) == 0 {
@@ -305,7 +305,7 @@ func TestZygoteAndEngineKilledInEachStateTheSlotComesBack(t *testing.T) {
 		if err := syscall.Kill(parentOf(t, w.EnginePID), syscall.SIGKILL); err != nil { // the zygote
 			t.Fatal(err)
 		}
-		if _, err := complete(t.Context(), p, "x", 1); err != nil {
+		if _, err := askTokens(t.Context(), p, "x", 1); err != nil {
 			t.Errorf("completion after the zygote's death: %v", err)
 		}
 		if err := syscall.Kill(w.EnginePID, syscall.SIGKILL); err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -18,7 +17,6 @@ import (
 
 	agentapi "warmd/agent/api"
 	coordapi "warmd/coordinator/api"
-	"warmd/placement"
 )
 
 // The end-to-end tests run the real binary as separate processes, so that each of
@@ -222,31 +220,6 @@ func agentClient(t *testing.T, sock string) *agentapi.Client {
 	}
 	t.Cleanup(c.Close)
 	return c
-}
-
-// complete asks an endpoint for greedy tokens, as the printed curl line does.
-func complete(ctx context.Context, p placement.Placement, prompt string, n int) (string, error) {
-	body := fmt.Sprintf(`{"model":%q,"prompt":%q,"max_tokens":%d,"temperature":0}`, p.Request.ServedName(), prompt, n)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.Endpoint+"/v1/completions", strings.NewReader(body))
-	if err != nil {
-		return "", err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	var out struct {
-		Choices []struct{ Text string }
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
-		return "", err
-	}
-	if resp.StatusCode != 200 || len(out.Choices) != 1 {
-		return "", fmt.Errorf("completion: %s %+v", resp.Status, out)
-	}
-	return out.Choices[0].Text, nil
 }
 
 // alive reports whether a pid still runs (a zombie does not).

@@ -187,7 +187,7 @@ func TestRealVLLMWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.
 	h.joined(t)
 
 	cold := h.place(t, placement.Request{Model: "opt-125m", Runtime: realRuntime, Start: placement.StartCold, Args: smallArgs})
-	want, err := complete(t.Context(), cold, "Hello my name is", 8)
+	want, err := askTokens(t.Context(), cold, "Hello my name is", 8)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestRealVLLMWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.
 	begin := time.Now()
 	warm := h.place(t, placement.Request{Model: "opt-125m", Runtime: realRuntime, Start: placement.StartWarm, Args: smallArgs})
 	took := time.Since(begin)
-	got, err := complete(t.Context(), warm, "Hello my name is", 8)
+	got, err := askTokens(t.Context(), warm, "Hello my name is", 8)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestRealVLLMAgentKilledWhileServingNoCompletionFailsAndWorkersAreReadopted(
 	go func() {
 		defer close(streaming)
 		for ctx.Err() == nil {
-			if _, err := complete(context.WithoutCancel(ctx), p, "x", 4); err != nil {
+			if _, err := askTokens(context.WithoutCancel(ctx), p, "x", 4); err != nil {
 				t.Logf("completion: %v", err)
 				failed.Add(1)
 			}
@@ -362,7 +362,7 @@ func TestRealVLLMZygoteDeathHurtsNoWorkerAndTheNextGenerationTakesOver(t *testin
 	if err := syscall.Kill(zygote, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := complete(t.Context(), p, "Hello", 4); err != nil {
+	if _, err := askTokens(t.Context(), p, "Hello", 4); err != nil {
 		t.Errorf("completion right after the zygote died: %v", err)
 	}
 	eventually(t, 90*time.Second, "next generation", func() error {
@@ -381,7 +381,7 @@ func TestRealVLLMZygoteDeathHurtsNoWorkerAndTheNextGenerationTakesOver(t *testin
 		t.Error("the zygote's death took a worker with it")
 	}
 	q := h.place(t, placement.Request{Model: "tiny", Name: "second", Runtime: realRuntime, Args: smallArgs})
-	if _, err := complete(t.Context(), q, "Hello", 4); err != nil {
+	if _, err := askTokens(t.Context(), q, "Hello", 4); err != nil {
 		t.Error(err)
 	}
 	// The new generation ends a worker of the old one.
