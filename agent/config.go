@@ -3,16 +3,19 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
-
+	"warmd/agent/conf"
+	"warmd/agent/gossip"
 	"warmd/agent/runtime"
 	"warmd/placement"
 )
@@ -55,6 +58,10 @@ type Config struct {
 	Devices map[string]DeviceConfig `toml:"devices"`
 	// KeepTraces bounds the kept traces.
 	KeepTraces int `toml:"keep_traces"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `toml:"log_level"`
+	// Gossip is how this node finds the fleet; without Listen it is a fleet of one.
+	Gossip gossip.Settings `toml:"gossip"`
 	// EndEngines ends every engine when Run ends: dev mode. A service leaves it off.
 	EndEngines bool `toml:"-"`
 	// Version is told to the fleet.
@@ -80,116 +87,94 @@ func DefaultConfig() Config {
 	return Config{
 		Node: host, DataDir: "/var/lib/warmd", RunDir: "/run/warmd", LogDir: "/var/log/warmd",
 		RuntimesDir: runtime.DefaultRoot(), Socket: "/run/warmd/agent.sock", EndpointHost: "127.0.0.1",
-		Device: "auto", KeepTraces: 256, FollowGrace: 30 * time.Second,
+		Device: "auto", KeepTraces: 256, LogLevel: "info", FollowGrace: 30 * time.Second,
 	}
 }
 
-// LoadConfig reads a TOML file over the defaults. An error says file, line and key.
-func LoadConfig(path string) (Config, error) {
+// ReadConfig reads a TOML file over the defaults. An error says file, line and key.
+// Validate it when flags have been laid over it, and let the file locate the error.
+func ReadConfig(path string) (Config, *conf.File, error) {
 	c := DefaultConfig()
-	f, err := os.Open(path)
-	if err != nil {
-		return c, fmt.Errorf("open configuration: %w", err)
-	}
-	defer f.Close()
-	if err := toml.NewDecoder(f).DisallowUnknownFields().Decode(&c); err != nil {
-		return c, tomlError(path, err)
-	}
-	if err := c.Validate(); err != nil {
-		return c, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
-}
-
-func tomlError(path string, err error) error {
-	if s, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(s.Errors) > 0 {
-		row, _ := s.Errors[0].Position()
-		return fmt.Errorf("%s:%d: unknown key %s", path, row, strings.Join(s.Errors[0].Key(), "."))
-	}
-	if d, ok := errors.AsType[*toml.DecodeError](err); ok {
-		row, _ := d.Position()
-		if key := strings.Join(d.Key(), "."); key != "" {
-			return fmt.Errorf("%s:%d: %s: %s", path, row, key, strings.TrimPrefix(d.Error(), "toml: "))
-		}
-		return fmt.Errorf("%s:%d: %s", path, row, strings.TrimPrefix(d.Error(), "toml: "))
-	}
-	return fmt.Errorf("%s: %w", path, err)
+	f, err := conf.Read(path, &c)
+	return c, f, err
 }
 
 var nodeRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
 
-// Validate checks everything that can be checked without touching the host. The
-// error is a *placement.FieldError that names the key.
+// Validate checks the form of every value; an error is a *placement.FieldError that
+// names the key, or several, joined.
 func (c Config) Validate() error {
-	bad := func(field, format string, args ...any) error {
-		return &placement.FieldError{Field: field, Problem: fmt.Sprintf(format, args...)}
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, &placement.FieldError{Field: field, Problem: fmt.Sprintf(format, args...)})
 	}
 	if !nodeRE.MatchString(c.Node) {
-		return bad("node", "%q must match %s", c.Node, nodeRE)
+		bad("node", "%q must match %s", c.Node, nodeRE)
+	}
+	if err := new(slog.Level).UnmarshalText([]byte(c.LogLevel)); err != nil {
+		bad("log_level", "%q must be debug, info, warn or error", c.LogLevel)
 	}
 	for _, d := range []struct{ key, dir string }{
 		{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"log_dir", c.LogDir}, {"runtimes_dir", c.RuntimesDir},
 	} {
 		if !filepath.IsAbs(d.dir) {
-			return bad(d.key, "%q must be an absolute path", d.dir)
+			bad(d.key, "%q must be an absolute path", d.dir)
 		}
 	}
 	if c.Socket != "" && (!filepath.IsAbs(c.Socket) || len(c.Socket) > 107) {
-		return bad("socket", "%q must be an absolute path of at most 107 bytes", c.Socket)
+		bad("socket", "%q must be an absolute path of at most 107 bytes", c.Socket)
 	}
 	for i, a := range c.Listen {
 		if _, _, err := net.SplitHostPort(a); err != nil {
-			return bad(fmt.Sprintf("listen[%d]", i), "%q must be host:port", a)
+			bad(fmt.Sprintf("listen[%d]", i), "%q must be host:port", a)
 		}
 	}
 	if c.Advertise != "" {
 		if _, _, err := net.SplitHostPort(c.Advertise); err != nil {
-			return bad("advertise", "%q must be host:port", c.Advertise)
+			bad("advertise", "%q must be host:port", c.Advertise)
 		}
 	}
 	if ip := net.ParseIP(c.EndpointHost); c.EndpointHost == "" || (ip != nil && ip.IsUnspecified()) {
-		return bad("endpoint_host", "%q must be an address that clients can call: it is told to them", c.EndpointHost)
+		bad("endpoint_host", "%q must be an address that clients can call: it is told to them", c.EndpointHost)
 	}
 	if _, _, err := c.ports(); err != nil {
-		return bad("endpoint_ports", "%v", err)
+		bad("endpoint_ports", "%v", err)
 	}
 	for i, r := range c.ModelRoots {
 		if !filepath.IsAbs(r) {
-			return bad(fmt.Sprintf("model_roots[%d]", i), "%q must be an absolute path", r)
+			bad(fmt.Sprintf("model_roots[%d]", i), "%q must be an absolute path", r)
 		}
 	}
 	switch c.Device {
 	case "auto", "cpu", "cuda":
 	default:
-		return bad("device", "%q must be auto, cpu or cuda", c.Device)
+		bad("device", "%q must be auto, cpu or cuda", c.Device)
 	}
-	if err := checkWarm("warm", c.Warm); err != nil {
-		return err
-	}
-	for id, d := range c.Devices {
+	errs = append(errs, checkWarm("warm", c.Warm))
+	for _, id := range slices.Sorted(maps.Keys(c.Devices)) {
+		d := c.Devices[id]
 		if d.Slots < 0 || d.Slots > 64 {
-			return bad("devices."+id+".slots", "%d must be between 1 and 64, or left out", d.Slots)
+			bad("devices."+id+".slots", "%d must be between 1 and 64, or left out", d.Slots)
 		}
-		if err := checkWarm("devices."+id+".warm", d.Warm); err != nil {
-			return err
-		}
+		errs = append(errs, checkWarm("devices."+id+".warm", d.Warm))
 	}
 	if c.KeepTraces < 1 || c.KeepTraces > 100000 {
-		return bad("keep_traces", "%d must be between 1 and 100000", c.KeepTraces)
+		bad("keep_traces", "%d must be between 1 and 100000", c.KeepTraces)
 	}
 	if c.FollowGrace <= 0 {
-		return bad("follow_grace", "%s must be positive", c.FollowGrace)
+		bad("follow_grace", "%s must be positive", c.FollowGrace)
 	}
-	return nil
+	return errors.Join(append(errs, c.Gossip.Validate())...)
 }
 
 func checkWarm(key string, warm map[string]int) error {
-	for name, n := range warm {
-		if n < 0 || n > 16 {
-			return &placement.FieldError{Field: key + "." + name, Problem: fmt.Sprintf("%d must be between 0 and 16", n)}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(warm)) {
+		if n := warm[name]; n < 0 || n > 16 {
+			errs = append(errs, &placement.FieldError{Field: key + "." + name, Problem: fmt.Sprintf("%d must be between 0 and 16", n)})
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // ports reads EndpointPorts; 0, 0 means any.

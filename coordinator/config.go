@@ -2,12 +2,19 @@ package coordinator
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
 
+	"warmd/agent/conf"
+	"warmd/agent/gossip"
 	"warmd/placement"
 )
 
@@ -15,8 +22,9 @@ import (
 type Config struct {
 	// Name is what people and other coordinators call this one. Default: the host name.
 	Name string `toml:"name"`
-	// Listen are the addresses of the API: host:port, or an absolute path of a Unix
-	// socket. Not used when Options.Listeners is set.
+	// Socket is the Unix socket of the API, Listen are its TCP addresses, host:port.
+	// Neither is used when Options.Listeners is set.
+	Socket string   `toml:"socket"`
 	Listen []string `toml:"listen"`
 	// Endpoints are etcd's. Not used when Options.Etcd is set.
 	Endpoints []string `toml:"etcd_endpoints"`
@@ -25,8 +33,9 @@ type Config struct {
 	Password string `toml:"etcd_password"`
 	// Prefix keeps fleets apart that share an etcd. It begins and ends with "/".
 	Prefix string `toml:"etcd_prefix"`
-	// LeaseSeconds is how long a dead coordinator counts as alive (10). Below 5 a slow
-	// disk under etcd ends leases of healthy coordinators.
+	// LeaseSeconds is how long a dead coordinator counts as alive (5): what it had not
+	// finished is taken over at most a second later. Below 5 a slow disk under etcd ends
+	// leases of healthy coordinators.
 	LeaseSeconds int `toml:"lease_seconds"`
 	// MaxQueue bounds requests that wait for capacity.
 	MaxQueue int `toml:"max_queue"`
@@ -36,44 +45,63 @@ type Config struct {
 	// RetentionHours keeps ended placements, and their request ids, for this long; at
 	// least 24.
 	RetentionHours float64 `toml:"retention_hours"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `toml:"log_level"`
+	// Gossip is how this coordinator finds the fleet.
+	Gossip gossip.Settings `toml:"gossip"`
 	// TLS is for etcd; set by code, not by the file.
 	TLS *tls.Config `toml:"-"`
 }
 
-// DefaultConfig is a coordinator beside an etcd on the same host.
+// DefaultConfig is a coordinator beside an etcd on the same host. Its name is not that
+// of the host, which is the agent's.
 func DefaultConfig() Config {
 	name, err := os.Hostname()
 	if err != nil {
-		name = "coordinator"
+		name = "localhost"
 	}
 	return Config{
-		Name: name, Listen: []string{"127.0.0.1:7071"}, Endpoints: []string{"http://127.0.0.1:2379"}, Prefix: "/warmd/",
-		LeaseSeconds: 10, MaxQueue: 1024, NodeGoneSeconds: 600, RetentionHours: 24,
+		Name: name + "-coordinator", Socket: "/run/warmd/coordinator.sock", Endpoints: []string{"http://127.0.0.1:2379"}, Prefix: "/warmd/",
+		LeaseSeconds: 5, MaxQueue: 1024, NodeGoneSeconds: 600, RetentionHours: 24, LogLevel: "info",
 	}
+}
+
+// ReadConfig reads a TOML file over the defaults. An error says file, line and key.
+// Validate it when flags have been laid over it, and let the file locate the error.
+func ReadConfig(path string) (Config, *conf.File, error) {
+	c := DefaultConfig()
+	f, err := conf.Read(path, &c)
+	return c, f, err
 }
 
 var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
-// Validate says which field is wrong, and how. The error is a *placement.FieldError.
+// Validate checks the form of every value; an error is a *placement.FieldError that
+// names the key, or several, joined.
 func (c Config) Validate() error {
-	bad := func(field, format string, args ...any) error {
-		return &placement.FieldError{Field: field, Problem: fmt.Sprintf(format, args...)}
+	var errs []error
+	bad := func(wrong bool, field, format string, args ...any) {
+		if wrong {
+			errs = append(errs, &placement.FieldError{Field: field, Problem: fmt.Sprintf(format, args...)})
+		}
 	}
-	switch {
-	case !nameRE.MatchString(c.Name):
-		return bad("name", "%q must match %s", c.Name, nameRE)
-	case !strings.HasPrefix(c.Prefix, "/") || !strings.HasSuffix(c.Prefix, "/") || len(c.Prefix) < 2:
-		return bad("etcd_prefix", "%q must begin and end with /", c.Prefix)
-	case c.LeaseSeconds < 2 || c.LeaseSeconds > 300:
-		return bad("lease_seconds", "%d must be between 2 and 300", c.LeaseSeconds)
-	case c.MaxQueue < 1 || c.MaxQueue > 1<<20:
-		return bad("max_queue", "%d must be between 1 and %d", c.MaxQueue, 1<<20)
-	case c.NodeGoneSeconds < 10:
-		return bad("node_gone_seconds", "%g must be at least 10: gossip takes that long to be sure", c.NodeGoneSeconds)
-	case c.RetentionHours < 24:
-		return bad("retention_hours", "%g must be at least 24: a request id names its placement for that long", c.RetentionHours)
+	bad(!nameRE.MatchString(c.Name), "name", "%q must match %s", c.Name, nameRE)
+	bad(c.Socket != "" && (!filepath.IsAbs(c.Socket) || len(c.Socket) > 107), "socket", "%q must be an absolute path of at most 107 bytes", c.Socket)
+	for i, a := range c.Listen {
+		_, _, err := net.SplitHostPort(a)
+		bad(err != nil, fmt.Sprintf("listen[%d]", i), "%q must be host:port", a)
 	}
-	return nil
+	for i, e := range c.Endpoints {
+		u, err := url.Parse(e)
+		bad(err != nil || u.Host == "" && u.Path == "" && u.Opaque == "", fmt.Sprintf("etcd_endpoints[%d]", i), "%q must be https://host:2379", e)
+	}
+	bad(!strings.HasPrefix(c.Prefix, "/") || !strings.HasSuffix(c.Prefix, "/") || len(c.Prefix) < 2, "etcd_prefix", "%q must begin and end with /", c.Prefix)
+	bad(c.LeaseSeconds < 2 || c.LeaseSeconds > 300, "lease_seconds", "%d must be between 2 and 300", c.LeaseSeconds)
+	bad(c.MaxQueue < 1 || c.MaxQueue > 1<<20, "max_queue", "%d must be between 1 and %d", c.MaxQueue, 1<<20)
+	bad(c.NodeGoneSeconds < 10, "node_gone_seconds", "%g must be at least 10: gossip takes that long to be sure", c.NodeGoneSeconds)
+	bad(c.RetentionHours < 24, "retention_hours", "%g must be at least 24: a request id names its placement for that long", c.RetentionHours)
+	bad(new(slog.Level).UnmarshalText([]byte(c.LogLevel)) != nil, "log_level", "%q must be debug, info, warn or error", c.LogLevel)
+	return errors.Join(append(errs, c.Gossip.Validate())...)
 }
 
 func (c Config) nodeGone() time.Duration {

@@ -181,7 +181,11 @@ func (c *Coordinator) listeners() ([]net.Listener, error) {
 		return c.opt.Listeners, nil
 	}
 	var lns []net.Listener
-	for _, addr := range c.cfg.Listen {
+	addrs := c.cfg.Listen
+	if c.cfg.Socket != "" {
+		addrs = append([]string{c.cfg.Socket}, addrs...)
+	}
+	for _, addr := range addrs {
 		ln, err := listen(addr)
 		if err != nil {
 			for _, open := range lns {

@@ -190,7 +190,7 @@ func TestAnotherCoordinatorFinishesWhatADeadOneBegan(t *testing.T) {
 	}
 	second, client2, _ := startCoordinator(t, "c2", r.etcd, r.nodes)
 	cfg := DefaultConfig()
-	cfg.Name, cfg.LeaseSeconds, cfg.Endpoints, cfg.Listen = "c3", 2, []string{r.etcd.Endpoint()}, nil
+	cfg.Name, cfg.LeaseSeconds, cfg.Endpoints, cfg.Socket = "c3", 2, []string{r.etcd.Endpoint()}, ""
 	doomed, err := New(cfg, Options{View: r.nodes})
 	require.NoError(t, err)
 	ctx, kill := context.WithCancel(t.Context())

@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -59,35 +60,48 @@ type Config struct {
 	Log       *slog.Logger
 }
 
-// Validate checks the form of a Config; the error is a *placement.FieldError.
+// Validate checks the form of a Config; the error is a *placement.FieldError, or
+// several, joined.
 func (c Config) Validate() error {
-	switch {
-	case c.Name == "" || len(c.Name) > placement.MaxNameText:
-		return &placement.FieldError{Field: "name", Problem: fmt.Sprintf("must have 1 to %d bytes", placement.MaxNameText)}
-	case c.BindPort < 0 || c.BindPort > 65535:
-		return &placement.FieldError{Field: "bind_port", Problem: "must be between 0 and 65535"}
-	case len(c.Label) > memberlist.LabelMaxSize:
-		return &placement.FieldError{Field: "label", Problem: fmt.Sprintf("must have at most %d bytes", memberlist.LabelMaxSize)}
+	var errs []error
+	for _, e := range c.problems() {
+		errs = append(errs, e)
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) problems() (out []*placement.FieldError) {
+	bad := func(field, format string, args ...any) {
+		out = append(out, &placement.FieldError{Field: field, Problem: fmt.Sprintf(format, args...)})
+	}
+	if c.Name == "" || len(c.Name) > placement.MaxNameText {
+		bad("name", "must have 1 to %d bytes", placement.MaxNameText)
+	}
+	if c.BindPort < 0 || c.BindPort > 65535 {
+		bad("bind_port", "must be between 0 and 65535")
+	}
+	if len(c.Label) > memberlist.LabelMaxSize {
+		bad("label", "must have at most %d bytes", memberlist.LabelMaxSize)
 	}
 	if c.BindAddr != "" {
 		if _, err := netip.ParseAddr(c.BindAddr); err != nil {
-			return &placement.FieldError{Field: "bind_addr", Problem: fmt.Sprintf("%q must be an IP address", c.BindAddr)}
+			bad("bind_addr", "%q must be an IP address", c.BindAddr)
 		}
 	}
 	if _, _, err := c.advertise(); err != nil {
-		return err
+		bad("advertise", "%v", err)
 	}
 	for i, k := range c.Keys {
-		if err := memberlist.ValidateKey(k); err != nil {
-			return &placement.FieldError{Field: fmt.Sprintf("keys[%d]", i), Problem: "must have 16, 24 or 32 bytes"}
+		if memberlist.ValidateKey(k) != nil {
+			bad(fmt.Sprintf("keys[%d]", i), "must have 16, 24 or 32 bytes")
 		}
 	}
 	for i, j := range c.Join {
 		if _, _, err := splitSeed(j); err != nil {
-			return &placement.FieldError{Field: fmt.Sprintf("join[%d]", i), Problem: fmt.Sprintf("%q must be host:port: %v", j, err)}
+			bad(fmt.Sprintf("join[%d]", i), "%q must be host:port: %v", j, err)
 		}
 	}
-	return nil
+	return out
 }
 
 // advertise splits the Advertise field; port 0 means the bound one.
@@ -101,7 +115,7 @@ func (c Config) advertise() (ip string, port int, err error) {
 	if ap, err := netip.ParseAddrPort(c.Advertise); err == nil {
 		return ap.Addr().String(), int(ap.Port()), nil
 	}
-	return "", 0, &placement.FieldError{Field: "advertise", Problem: fmt.Sprintf("%q must be an IP address, or IP:port", c.Advertise)}
+	return "", 0, fmt.Errorf("%q must be an IP address, or IP:port", c.Advertise)
 }
 
 // library is memberlist's configuration for a LAN, with its traps closed.

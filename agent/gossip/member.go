@@ -55,7 +55,7 @@ func New(cfg Config) (*Member, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Label == "" {
-		cfg.Label = "warmd"
+		cfg.Label = DefaultLabel
 	}
 	m := &Member{
 		View: NewView(cfg.Name), cfg: cfg, log: cfg.Log.With("part", "gossip"),

@@ -1,20 +1,14 @@
 package main
 
 import (
-	"encoding/base64"
-	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
 	"warmd/agent"
-	"warmd/agent/gossip"
+	"warmd/agent/conf"
 	"warmd/placement"
 )
 
@@ -25,9 +19,7 @@ func agentCommand() *cli.Command {
 		Description: "warmd agent --config /etc/warmd/agent.toml\n" +
 			"warmd agent --name gpu1 --listen 10.0.0.1:7710 --gossip 10.0.0.1:7946 --join 10.0.0.2\n\n" +
 			"Ending the agent ends no engine: the next agent finds them. --end-engines is for hosts without systemd.",
-		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "config", Usage: "`FILE` (TOML) of the agent's configuration"},
-			&cli.BoolFlag{Name: "check-config", Usage: "say whether the configuration is valid, and exit"},
+		Flags: slices.Concat(configFlags("/etc/warmd/agent.toml"), []cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the node in the fleet; default: the host's name"},
 			&cli.StringFlag{Name: "data", Usage: "`DIR` for what must survive a reboot"},
 			&cli.StringFlag{Name: "run", Usage: "`DIR` for sockets"},
@@ -41,7 +33,7 @@ func agentCommand() *cli.Command {
 			&cli.IntFlag{Name: "slots", Usage: "`N` placements at once on cpu-0"},
 			&cli.BoolFlag{Name: "end-engines", Usage: "end every engine when this agent ends"},
 			logFlag(),
-		}, gossipFlags()...),
+		}, gossipFlags()),
 		Action: runAgent,
 	}
 }
@@ -50,29 +42,17 @@ func runAgent(c *cli.Context) error {
 	if err := noWords(c); err != nil {
 		return err
 	}
-	cfg := agent.DefaultConfig()
-	if path := c.String("config"); path != "" {
-		var err error
-		if cfg, err = agent.LoadConfig(path); err != nil {
-			return cli.Exit(err.Error(), 2)
-		}
-	}
-	if err := agentFlags(c, &cfg); err != nil {
-		return err
-	}
-	if err := cfg.Validate(); err != nil {
+	cfg, err := agentConfig(c)
+	if err != nil {
 		return err
 	}
 	if c.Bool("check-config") {
 		fmt.Fprintln(c.App.Writer, "the configuration is valid")
 		return nil
 	}
-	log, err := newLogger(c)
-	if err != nil {
-		return err
-	}
+	log, _ := leveled(cfg.LogLevel)
 	opt := agent.Options{Logger: log, Ready: func() { log.Info("ready", "socket", cfg.Socket) }}
-	member, err := newMember(c, cfg.Node, false, log)
+	member, err := newMember(cfg.Gossip, cfg.Node, false, log)
 	if err != nil {
 		return err
 	}
@@ -88,27 +68,43 @@ func runAgent(c *cli.Context) error {
 	return runAll(c.Context, append(runs, runner{"agent", a.Run}))
 }
 
+// agentConfig is what a command line asks for: flags over the file, the file over the
+// defaults. The error says everything that is wrong, and where.
+func agentConfig(c *cli.Context) (agent.Config, error) {
+	cfg, file := agent.DefaultConfig(), new(conf.File)
+	var read error
+	if path := c.String("config"); path != "" {
+		cfg, file, read = agent.ReadConfig(path)
+	}
+	l := layers{c, file}
+	if err := agentFlags(l, &cfg); err != nil {
+		return cfg, err
+	}
+	return cfg, l.settle(read, cfg.Validate())
+}
+
 // agentFlags lays the flags over the configuration.
-func agentFlags(c *cli.Context, cfg *agent.Config) error {
+func agentFlags(l layers, cfg *agent.Config) error {
+	c := l.c
 	for _, f := range []struct {
-		flag string
-		to   *string
+		flag, key string
+		to        *string
 	}{
-		{"name", &cfg.Node}, {"data", &cfg.DataDir}, {"run", &cfg.RunDir}, {"log-dir", &cfg.LogDir}, {"runtimes", &cfg.RuntimesDir},
-		{"socket", &cfg.Socket}, {"endpoint-host", &cfg.EndpointHost}, {"device", &cfg.Device},
+		{"data", "data_dir", &cfg.DataDir}, {"run", "run_dir", &cfg.RunDir}, {"log-dir", "log_dir", &cfg.LogDir},
+		{"runtimes", "runtimes_dir", &cfg.RuntimesDir}, {"socket", "socket", &cfg.Socket},
 	} {
-		if c.IsSet(f.flag) {
-			*f.to = c.String(f.flag)
+		if err := l.path(f.flag, f.key, f.to); err != nil {
+			return err
 		}
 	}
+	l.text("name", "node", &cfg.Node)
+	l.text("endpoint-host", "endpoint_host", &cfg.EndpointHost)
+	l.text("device", "device", &cfg.Device)
+	l.text("log-level", "log_level", &cfg.LogLevel)
+	l.list("models", "model_roots", &cfg.ModelRoots)
+	l.list("listen", "listen", &cfg.Listen)
 	if c.IsSet("data") && !c.IsSet("log-dir") {
 		cfg.LogDir = filepath.Join(cfg.DataDir, "log")
-	}
-	if c.IsSet("models") {
-		cfg.ModelRoots = c.StringSlice("models")
-	}
-	if c.IsSet("listen") {
-		cfg.Listen = c.StringSlice("listen")
 	}
 	if c.IsSet("slots") {
 		if n := c.Int("slots"); n < 1 || n > 64 {
@@ -122,7 +118,7 @@ func agentFlags(c *cli.Context, cfg *agent.Config) error {
 		cfg.Devices["cpu-0"] = d
 	}
 	cfg.EndEngines, cfg.Version = c.Bool("end-engines"), version
-	return absolute(&cfg.DataDir, &cfg.RunDir, &cfg.LogDir, &cfg.RuntimesDir, &cfg.Socket)
+	return l.gossip(&cfg.Gossip)
 }
 
 // absolute makes paths of flags absolute: a daemon has no current folder to speak of.
@@ -138,64 +134,4 @@ func absolute(paths ...*string) error {
 		*p = abs
 	}
 	return nil
-}
-
-func gossipFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringFlag{Name: "gossip", Usage: "`ADDRESS:PORT` to gossip on (UDP and TCP); without it there is no fleet"},
-		&cli.StringFlag{Name: "advertise-gossip", Usage: "`ADDRESS[:PORT]` that others use; default: the bound one"},
-		&cli.StringSliceFlag{Name: "join", Usage: "`HOST:PORT` of a member to look for; may be repeated"},
-		&cli.StringFlag{Name: "fleet", Value: "warmd", Usage: "`LABEL` that keeps fleets apart that share a network"},
-		&cli.StringFlag{Name: "gossip-keys", Usage: "`FILE` with base64 keys, one a line: the first encrypts, all decrypt"},
-	}
-}
-
-// newMember makes the gossip member of the flags; nil without --gossip.
-func newMember(c *cli.Context, name string, coordinator bool, log *slog.Logger) (*gossip.Member, error) {
-	at := c.String("gossip")
-	if at == "" {
-		return nil, nil
-	}
-	host, port, err := net.SplitHostPort(at)
-	if err != nil {
-		return nil, &placement.FieldError{Field: "--gossip", Problem: fmt.Sprintf("%q must be ADDRESS:PORT", at)}
-	}
-	n, err := strconv.Atoi(port)
-	if err != nil {
-		return nil, &placement.FieldError{Field: "--gossip", Problem: fmt.Sprintf("port %q must be a number", port)}
-	}
-	keys, err := readKeys(c.String("gossip-keys"))
-	if err != nil {
-		return nil, err
-	}
-	return gossip.New(gossip.Config{
-		Name: name, BindAddr: host, BindPort: n, Advertise: c.String("advertise-gossip"), Join: c.StringSlice("join"),
-		Label: c.String("fleet"), Keys: keys, Coordinator: coordinator, Log: log,
-	})
-}
-
-// readKeys reads a keyring file; everybody who may read it may join the fleet.
-func readKeys(path string) ([][]byte, error) {
-	if path == "" {
-		return nil, nil
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read gossip keys: %w", err)
-	}
-	var keys [][]byte
-	for line := range strings.Lines(string(b)) {
-		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		k, err := base64.StdEncoding.DecodeString(line)
-		if err != nil {
-			return nil, fmt.Errorf("read gossip keys: %s: line %d is not base64", path, len(keys)+1)
-		}
-		keys = append(keys, k)
-	}
-	if len(keys) == 0 {
-		return nil, errors.New("read gossip keys: " + path + " holds none: head -c 32 /dev/urandom | base64 makes one")
-	}
-	return keys, nil
 }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
+	"warmd/agent/conf"
 	"warmd/coordinator"
 )
 
@@ -12,16 +14,17 @@ import (
 func coordinatorCommand() *cli.Command {
 	return &cli.Command{
 		Name: "coordinator", Usage: "run a coordinator of the fleet", HideHelpCommand: true,
-		Description: "warmd coordinator --etcd http://10.0.0.1:2379 --gossip 10.0.0.1:7947 --join 10.0.0.1:7946 --listen 10.0.0.1:7711\n\n" +
+		Description: "warmd coordinator --config /etc/warmd/coordinator.toml\n" +
+			"warmd coordinator --etcd http://127.0.0.1:2379 --gossip 127.0.0.1:7947 --join 127.0.0.1:7946\n\n" +
 			"Coordinators keep nothing: any number of them, over the same etcd, may be started and ended at any time.",
-		Flags: append([]cli.Flag{
+		Flags: slices.Concat(configFlags("/etc/warmd/coordinator.toml"), []cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of this coordinator, unlike any node's; default: the host's name and -coordinator"},
 			&cli.StringSliceFlag{Name: "etcd", Usage: "`URL` of an etcd member; may be repeated"},
 			&cli.StringFlag{Name: "etcd-prefix", Usage: "`/PREFIX/` of the records in etcd"},
-			&cli.StringFlag{Name: "socket", Value: "/run/warmd/coordinator.sock", Usage: "`PATH` of the Unix socket"},
+			&cli.StringFlag{Name: "socket", DefaultText: coordinator.DefaultConfig().Socket, Usage: "`PATH` of the Unix socket"},
 			&cli.StringSliceFlag{Name: "listen", Usage: "`HOST:PORT` for clients; may be repeated"},
 			logFlag(),
-		}, gossipFlags()...),
+		}, gossipFlags()),
 		Action: runCoordinator,
 	}
 }
@@ -30,36 +33,48 @@ func runCoordinator(c *cli.Context) error {
 	if err := noWords(c); err != nil {
 		return err
 	}
-	cfg := coordinator.DefaultConfig()
-	cfg.Name += "-coordinator"
-	if c.IsSet("name") {
-		cfg.Name = c.String("name")
-	}
-	if c.IsSet("etcd") {
-		cfg.Endpoints = c.StringSlice("etcd")
-	}
-	if c.IsSet("etcd-prefix") {
-		cfg.Prefix = c.String("etcd-prefix")
-	}
-	socket := c.String("socket")
-	if err := absolute(&socket); err != nil {
-		return err
-	}
-	cfg.Listen = append([]string{socket}, c.StringSlice("listen")...)
-	log, err := newLogger(c)
+	cfg, err := coordinatorConfig(c)
 	if err != nil {
 		return err
 	}
-	member, err := newMember(c, cfg.Name, true, log)
+	if cfg.Gossip.Listen == "" {
+		return cli.Exit(fmt.Sprintf("coordinator %s has no fleet: set gossip.listen and gossip.join, or --gossip and --join (on one host, `warmd dev` needs neither)", cfg.Name), 2)
+	}
+	if c.Bool("check-config") {
+		fmt.Fprintln(c.App.Writer, "the configuration is valid")
+		return nil
+	}
+	log, _ := leveled(cfg.LogLevel)
+	member, err := newMember(cfg.Gossip, cfg.Name, true, log)
 	if err != nil {
 		return err
-	}
-	if member == nil {
-		return cli.Exit(fmt.Sprintf("coordinator %s has no fleet: give --gossip ADDRESS:PORT and --join an agent's (on one host, `warmd dev` needs neither)", cfg.Name), 2)
 	}
 	co, err := coordinator.New(cfg, coordinator.Options{View: member, Logger: log, Version: version})
 	if err != nil {
 		return err
 	}
 	return runAll(c.Context, []runner{{"gossip", member.Run}, {"coordinator", co.Run}})
+}
+
+// coordinatorConfig is what a command line asks for: flags over the file, the file
+// over the defaults. The error says everything that is wrong, and where.
+func coordinatorConfig(c *cli.Context) (coordinator.Config, error) {
+	cfg, file := coordinator.DefaultConfig(), new(conf.File)
+	var read error
+	if path := c.String("config"); path != "" {
+		cfg, file, read = coordinator.ReadConfig(path)
+	}
+	l := layers{c, file}
+	l.text("name", "name", &cfg.Name)
+	l.list("etcd", "etcd_endpoints", &cfg.Endpoints)
+	l.text("etcd-prefix", "etcd_prefix", &cfg.Prefix)
+	l.list("listen", "listen", &cfg.Listen)
+	l.text("log-level", "log_level", &cfg.LogLevel)
+	if err := l.path("socket", "socket", &cfg.Socket); err != nil {
+		return cfg, err
+	}
+	if err := l.gossip(&cfg.Gossip); err != nil {
+		return cfg, err
+	}
+	return cfg, l.settle(read, cfg.Validate())
 }

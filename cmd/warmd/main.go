@@ -15,6 +15,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"warmd/agent/conf"
 	"warmd/placement"
 )
 
@@ -43,7 +44,8 @@ func run(args []string) int {
 	if exit, ok := errors.AsType[cli.ExitCoder](err); ok {
 		return exit.ExitCode()
 	}
-	if _, ok := errors.AsType[*placement.FieldError](err); ok {
+	_, field := errors.AsType[*placement.FieldError](err)
+	if _, file := errors.AsType[*conf.Problem](err); field || file {
 		return 2
 	}
 	return 1

@@ -15,17 +15,18 @@ import (
 // may import. Everything that is not here is forbidden, so a new arrow is a
 // decision somebody makes in this file.
 var allowed = map[string][]string{
-	"warmd/cmd/warmd":               {"agent", "agent/api", "agent/gossip", "agent/runtime", "coordinator", "coordinator/api", "placement", "systemd"},
+	"warmd/cmd/warmd":               {"agent", "agent/api", "agent/conf", "agent/gossip", "agent/runtime", "coordinator", "coordinator/api", "placement", "systemd"},
 	"warmd/cmd/warmctl":             {"agent/api", "coordinator/api", "placement"},
 	"warmd/placement":               {},
 	"warmd/systemd":                 {},
-	"warmd/agent":                   {"agent/api", "agent/gossip", "agent/internal/*", "agent/runtime", "placement", "systemd"},
+	"warmd/agent":                   {"agent/api", "agent/conf", "agent/gossip", "agent/internal/*", "agent/runtime", "placement", "systemd"},
 	"warmd/agent/api":               {"placement"},
+	"warmd/agent/conf":              {"placement"},
 	"warmd/agent/gossip":            {"placement"},
 	"warmd/agent/gossip/gossiptest": {},
 	"warmd/agent/runtime":           {},
 	"warmd/agent/internal/*":        {"agent/api", "agent/internal/*", "agent/runtime", "placement", "systemd"},
-	"warmd/coordinator":             {"agent/api", "agent/gossip", "coordinator/api", "coordinator/internal/*", "placement"},
+	"warmd/coordinator":             {"agent/api", "agent/conf", "agent/gossip", "coordinator/api", "coordinator/internal/*", "placement"},
 	"warmd/coordinator/api":         {"agent/api", "placement"},
 	"warmd/coordinator/internal/*":  {"agent/api", "coordinator/internal/*", "placement"},
 }
