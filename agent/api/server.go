@@ -112,6 +112,9 @@ type limitConn struct {
 	free func()
 }
 
+// NetConn is the connection below, for those who ask the kernel who is behind it.
+func (c *limitConn) NetConn() net.Conn { return c.Conn }
+
 // Close frees the slot once, however often it is called.
 func (c *limitConn) Close() error {
 	c.once.Do(c.free)
