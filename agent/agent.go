@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"warmd/agent/api/access"
 	"warmd/agent/internal/device"
 	"warmd/agent/internal/gpu"
 	"warmd/agent/internal/trace"
@@ -60,6 +61,7 @@ type Agent struct {
 	inv          gpu.Inventory
 	recorder     *trace.Recorder
 	metrics      *metrics
+	guard        *access.Guard
 	events       *events
 	listeners    []net.Listener
 	addr         string // what the fleet calls
@@ -103,6 +105,7 @@ func New(cfg Config, opt Options) (a *Agent, err error) {
 			a = nil
 		}
 	}()
+	a.guard = access.NewGuard(access.Agent, cfg.Access, a.log)
 	low, high, err := cfg.ports()
 	if err != nil {
 		return a, err

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"warmd/agent/api/access"
 	"warmd/agent/conf"
 	"warmd/agent/gossip"
 	"warmd/agent/runtime"
@@ -56,6 +57,8 @@ type Config struct {
 	Warm map[string]int `toml:"warm"`
 	// Devices holds what is different for one device.
 	Devices map[string]DeviceConfig `toml:"devices"`
+	// Access gives roles to groups of this host; certificates carry theirs.
+	Access access.Groups `toml:"access"`
 	// KeepTraces bounds the kept traces.
 	KeepTraces int `toml:"keep_traces"`
 	// LogLevel is debug, info, warn or error.
@@ -87,7 +90,7 @@ func DefaultConfig() Config {
 	return Config{
 		Node: host, DataDir: "/var/lib/warmd", RunDir: "/run/warmd", LogDir: "/var/log/warmd",
 		RuntimesDir: runtime.DefaultRoot(), Socket: "/run/warmd/agent.sock", EndpointHost: "127.0.0.1",
-		Device: "auto", KeepTraces: 256, LogLevel: "info", FollowGrace: 30 * time.Second,
+		Device: "auto", Access: access.DefaultGroups(), KeepTraces: 256, LogLevel: "info", FollowGrace: 30 * time.Second,
 	}
 }
 
@@ -164,7 +167,7 @@ func (c Config) Validate() error {
 	if c.FollowGrace <= 0 {
 		bad("follow_grace", "%s must be positive", c.FollowGrace)
 	}
-	return errors.Join(append(errs, c.Gossip.Validate())...)
+	return errors.Join(append(errs, c.Gossip.Validate(), c.Access.Validate())...)
 }
 
 func checkWarm(key string, warm map[string]int) error {

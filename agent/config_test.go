@@ -72,6 +72,9 @@ v = -1
 [gossip]
 listen = "10.0.0.1:7946"
 join = ["a:b"]
+[access]
+read = ["warmd", "a b"]
+root = ["wheel"]
 [devices.cpu-0]
 slots = 1000
 [devices.cpu-0.warm]
@@ -79,6 +82,7 @@ v = 99
 `
 	c, f, err := ReadConfig(write(t, text))
 	require.ErrorContains(t, err, "agent.toml:12: unknown key noed")
+	require.ErrorContains(t, err, "agent.toml:20: unknown key access.root")
 	var found []string
 	for line := range strings.Lines(f.Locate(c.Validate()).Error()) {
 		_, at, _ := strings.Cut(strings.TrimSpace(line), "agent.toml:")
@@ -86,5 +90,5 @@ v = 99
 	}
 	require.Equal(t, []string{"1: node", "2: data_dir", "3: socket", "4: listen[0]", "5: advertise", "6: endpoint_host", "7: endpoint_ports",
 		"8: model_roots[0]", "9: device", "10: keep_traces", "11: log_level", "14: warm.v", "15: gossip.keys_file", "17: gossip.join[0]",
-		"19: devices.cpu-0.slots", "21: devices.cpu-0.warm.v"}, found)
+		"19: access.read[1]", "22: devices.cpu-0.slots", "24: devices.cpu-0.warm.v"}, found)
 }

@@ -13,25 +13,34 @@ import (
 	"warmd/placement"
 )
 
-// Handler serves every route of agent/api.
-func (a *Agent) Handler() http.Handler {
+// routes is every route of agent/api; a test holds it against the rules in access.
+func (a *Agent) routes() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"PUT /v1/placements/{id}":       a.putPlacement,
+		"GET /v1/placements":            a.listPlacements,
+		"GET /v1/placements/{id}":       a.getPlacement,
+		"DELETE /v1/placements/{id}":    a.deletePlacement,
+		"GET /v1/placements/{id}/trace": a.getTrace,
+		"GET /v1/placements/{id}/logs":  a.getLogs,
+		"GET /v1/traces":                a.listTraces,
+		"GET /v1/workers":               func(w http.ResponseWriter, _ *http.Request) { api.WriteJSON(w, 200, a.Workers()) },
+		"GET /v1/node":                  func(w http.ResponseWriter, _ *http.Request) { api.WriteJSON(w, 200, a.Node()) },
+		"GET /v1/capacity":              a.getFleet,
+		"GET /v1/nodes":                 a.getFleet,
+		"GET /v1/events":                a.getEvents,
+		"POST /v1/drain":                a.setDrain(true),
+		"POST /v1/undrain":              a.setDrain(false),
+		"GET /healthz":                  a.health,
+		"GET /metrics":                  promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP,
+	}
+}
+
+// handler serves the routes to everybody: Run puts the guard before it.
+func (a *Agent) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("PUT /v1/placements/{id}", a.putPlacement)
-	mux.HandleFunc("GET /v1/placements", a.listPlacements)
-	mux.HandleFunc("GET /v1/placements/{id}", a.getPlacement)
-	mux.HandleFunc("DELETE /v1/placements/{id}", a.deletePlacement)
-	mux.HandleFunc("GET /v1/placements/{id}/trace", a.getTrace)
-	mux.HandleFunc("GET /v1/placements/{id}/logs", a.getLogs)
-	mux.HandleFunc("GET /v1/traces", a.listTraces)
-	mux.HandleFunc("GET /v1/workers", func(w http.ResponseWriter, _ *http.Request) { api.WriteJSON(w, 200, a.Workers()) })
-	mux.HandleFunc("GET /v1/node", func(w http.ResponseWriter, _ *http.Request) { api.WriteJSON(w, 200, a.Node()) })
-	mux.HandleFunc("GET /v1/capacity", a.getFleet)
-	mux.HandleFunc("GET /v1/nodes", a.getFleet)
-	mux.HandleFunc("GET /v1/events", a.getEvents)
-	mux.HandleFunc("POST /v1/drain", a.setDrain(true))
-	mux.HandleFunc("POST /v1/undrain", a.setDrain(false))
-	mux.HandleFunc("GET /healthz", a.health)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}))
+	for pattern, h := range a.routes() {
+		mux.HandleFunc(pattern, h)
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		api.WriteError(w, placement.Errorf(placement.CodeNotFound, "no such route: %s %s", r.Method, r.URL.Path))
 	})

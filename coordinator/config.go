@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"warmd/agent/api/access"
 	"warmd/agent/conf"
 	"warmd/agent/gossip"
 	"warmd/placement"
@@ -49,6 +50,8 @@ type Config struct {
 	LogLevel string `toml:"log_level"`
 	// Gossip is how this coordinator finds the fleet.
 	Gossip gossip.Settings `toml:"gossip"`
+	// Access gives roles to groups of this host; certificates carry theirs.
+	Access access.Groups `toml:"access"`
 	// TLS is for etcd; set by code, not by the file.
 	TLS *tls.Config `toml:"-"`
 }
@@ -62,7 +65,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Name: name + "-coordinator", Socket: "/run/warmd/coordinator.sock", Endpoints: []string{"http://127.0.0.1:2379"}, Prefix: "/warmd/",
-		LeaseSeconds: 5, MaxQueue: 1024, NodeGoneSeconds: 600, RetentionHours: 24, LogLevel: "info",
+		LeaseSeconds: 5, MaxQueue: 1024, NodeGoneSeconds: 600, RetentionHours: 24, LogLevel: "info", Access: access.DefaultGroups(),
 	}
 }
 
@@ -101,7 +104,7 @@ func (c Config) Validate() error {
 	bad(c.NodeGoneSeconds < 10, "node_gone_seconds", "%g must be at least 10: gossip takes that long to be sure", c.NodeGoneSeconds)
 	bad(c.RetentionHours < 24, "retention_hours", "%g must be at least 24: a request id names its placement for that long", c.RetentionHours)
 	bad(new(slog.Level).UnmarshalText([]byte(c.LogLevel)) != nil, "log_level", "%q must be debug, info, warn or error", c.LogLevel)
-	return errors.Join(append(errs, c.Gossip.Validate())...)
+	return errors.Join(append(errs, c.Gossip.Validate(), c.Access.Validate())...)
 }
 
 func (c Config) nodeGone() time.Duration {

@@ -36,6 +36,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	agentapi "warmd/agent/api"
+	"warmd/agent/api/access"
 	"warmd/coordinator/internal/placer"
 	"warmd/coordinator/internal/store"
 	"warmd/coordinator/internal/sweep"
@@ -81,6 +82,7 @@ type Coordinator struct {
 	election *sweep.Election
 	events   *ring
 	metrics  *metrics
+	guard    *access.Guard
 	handler  http.Handler
 	ownEtcd  bool
 }
@@ -134,12 +136,10 @@ func (c *Coordinator) wire(records recordStore, living func(context.Context) (ma
 	c.sweeper = sweep.New(sweep.Config{
 		Instance: c.instance, NodeGone: c.cfg.nodeGone(), Retention: c.cfg.retention(), Log: c.log, Emit: c.events.add,
 	}, c.world)
+	c.guard = access.NewGuard(access.Coordinator, c.cfg.Access, c.log)
 	c.handler = c.routes()
 	return nil
 }
-
-// Handler is the API, for tests and for `warmd dev`.
-func (c *Coordinator) Handler() http.Handler { return c.handler }
 
 // Run serves until ctx ends. Placements under way are let go of, not undone: their
 // records say how far they are, and whoever comes next goes on.
@@ -159,6 +159,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	}
 	if len(lns) > 0 {
 		srv := agentapi.NewServer(c.handler, c.log)
+		c.guard.Protect(srv)
 		g.Go(func() error { return agentapi.Serve(ctx, srv, stopTime, lns...) })
 	}
 	c.log.Info("coordinator runs", "name", c.cfg.Name, "instance", c.instance)

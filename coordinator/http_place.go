@@ -11,6 +11,7 @@ import (
 	"time"
 
 	agentapi "warmd/agent/api"
+	"warmd/agent/api/access"
 	"warmd/coordinator/internal/store"
 	"warmd/placement"
 )
@@ -51,14 +52,22 @@ func (c *Coordinator) postPlacement(w http.ResponseWriter, r *http.Request) erro
 		return err
 	}
 	agentapi.Patient(w)
+	follow := func(ctx context.Context, each func(placement.Progress) bool) error {
+		return f.Follow(ctx, func(p placement.Progress) bool {
+			if p.Placement != nil {
+				access.Concerns(ctx, p.Placement.ID)
+			}
+			return each(p)
+		})
+	}
 	enough := func(p placement.Progress) bool {
 		return p.Last() || wait == "assigned" && p.Event == placement.EventAccepted
 	}
 	if strings.Contains(r.Header.Get("Accept"), "application/x-ndjson") {
-		return c.streamPlacement(w, r, f.Follow, enough)
+		return c.streamPlacement(w, r, follow, enough)
 	}
 	var last placement.Progress
-	if err := f.Follow(r.Context(), func(p placement.Progress) bool {
+	if err := follow(r.Context(), func(p placement.Progress) bool {
 		last = p
 		return !enough(p)
 	}); err != nil {
@@ -237,6 +246,7 @@ func (c *Coordinator) deletePlacement(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return err
 	}
+	access.Concerns(r.Context(), rec.ID)
 	agentapi.Patient(w)
 	rec, err = c.recordRelease(r.Context(), rec)
 	if err != nil {

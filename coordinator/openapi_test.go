@@ -134,7 +134,7 @@ func TestAnswersOfARunningHandlerAreAsDescribed(t *testing.T) {
 	doc.Servers = nil
 	router, err := gorillamux.NewRouter(doc)
 	require.NoError(t, err)
-	c := &caller{t, router, r.Handler()}
+	c := &caller{t, router, r.handler}
 
 	rec := c.call("POST", "/v1/placements?wait=ready", `{"model":"opt","request_id":"req-1"}`)
 	require.Equal(t, 201, rec.Code, rec.Body)

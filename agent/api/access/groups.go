@@ -1,6 +1,7 @@
 package access
 
 import (
+	"errors"
 	"fmt"
 	"os/user"
 	"slices"
@@ -36,17 +37,18 @@ func (g Groups) names(r Role) []string {
 	return nil
 }
 
-// Validate checks the form; the error is a *placement.FieldError. A group that does
+// Validate checks the form; every error is a *placement.FieldError. A group that does
 // not exist is no error: it has no members.
 func (g Groups) Validate() error {
+	var errs []error
 	for r := Read; r <= Admin; r++ {
 		for i, name := range g.names(r) {
 			if name == "" || len(name) > 32 || strings.ContainsAny(name, " :,\t\n\x00") {
-				return &placement.FieldError{Field: fmt.Sprintf("access.%s[%d]", r, i), Problem: fmt.Sprintf("%.40q must be the name of a group", name)}
+				errs = append(errs, &placement.FieldError{Field: fmt.Sprintf("access.%s[%d]", r, i), Problem: fmt.Sprintf("%.40q must be the name of a group", name)})
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // members is Groups by number.
