@@ -22,6 +22,7 @@ const (
 	exitNoCapacity  = 4
 	exitUnavailable = 5
 	exitTimeout     = 6
+	exitDenied      = 7
 	exitInterrupted = 130
 )
 
@@ -37,6 +38,7 @@ var exitCodes = []struct {
 	{exitNoCapacity, "no capacity: every slot that would do is taken or drains"},
 	{exitUnavailable, "the coordinator, the agent or etcd cannot be reached"},
 	{exitTimeout, "the time given was over"},
+	{exitDenied, "not allowed: nobody the server knows, or somebody without the role"},
 	{exitInterrupted, "interrupted (Ctrl-C)"},
 }
 
@@ -45,6 +47,7 @@ var exitOf = map[placement.Code]int{
 	placement.CodeNotFound: exitNotFound, placement.CodeModelNotFound: exitNotFound, placement.CodeUnknownRuntime: exitNotFound,
 	placement.CodeNoCapacity: exitNoCapacity, placement.CodeNoWarm: exitNoCapacity, placement.CodeDraining: exitNoCapacity,
 	placement.CodeUnavailable: exitUnavailable, placement.CodeTimeout: exitTimeout,
+	placement.CodeUnauthorized: exitDenied, placement.CodeForbidden: exitDenied,
 }
 
 // exitError is an error with an exit code of its own. With an empty message
