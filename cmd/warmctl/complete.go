@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	agentapi "warmd/agent/api"
+	"warmd/cmd/internal/manual"
 	coordapi "warmd/coordinator/api"
 	"warmd/placement"
 )
@@ -16,12 +17,10 @@ import (
 // completeTime bounds what a press of the tab key may wait for a server.
 const completeTime = time.Second
 
-// completeCommand answers the shells' scripts: its arguments are the words of the
-// line behind "warmctl", the last one being typed. It prints one candidate per
-// line, a tab, and a description; ":dirs" alone asks the shell for folders.
+// completeCommand answers the shells' scripts; see [manual.Complete].
 func completeCommand() command {
 	return command{
-		name: "__complete", short: "candidates for the shell", hidden: true, raw: true, max: -1,
+		name: manual.Complete, short: "candidates for the shell", hidden: true, raw: true, max: -1,
 		run: func(c *call) error {
 			words := c.args
 			if len(words) == 0 {
@@ -109,7 +108,7 @@ func flagNames(cmd *command, globals []cli.Flag) []candidate {
 	var out []candidate
 	for _, f := range flags {
 		for _, n := range f.Names() {
-			out = append(out, candidate{dashed(n), docOf(f).usage})
+			out = append(out, candidate{dashed(n), manual.FlagOf(f).Usage})
 		}
 	}
 	return append(out, candidate{"--help", "say more"})

@@ -79,7 +79,7 @@ func TestCompletionAsksTheServerOfTheLine(t *testing.T) {
 // the line. `warmctl` in PATH is this test binary.
 func TestBashCompletes(t *testing.T) {
 	f := newFake(t)
-	script, err := filepath.Abs("completion/warmctl.bash")
+	script, err := filepath.Abs(root + "/packaging/completions/warmctl.bash")
 	require.NoError(t, err)
 	dir := t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "opt model"), 0o755))

@@ -1,28 +1,10 @@
 package main
 
 import (
-	_ "embed"
 	"fmt"
+
+	"warmd/cmd/internal/manual"
 )
-
-// The scripts are thin: they hand the words of the line to `warmctl __complete`,
-// so that all three shells complete the same, and a new flag needs no new script.
-var (
-	//go:embed completion/warmctl.bash
-	bashScript string
-	//go:embed completion/warmctl.zsh
-	zshScript string
-	//go:embed completion/warmctl.fish
-	fishScript string
-)
-
-// completionFiles are the names under which packages install them.
-var completionFiles = map[string]string{"bash": "warmctl.bash", "zsh": "_warmctl", "fish": "warmctl.fish"}
-
-func completionScript(shell string) (string, bool) {
-	s, ok := map[string]string{"bash": bashScript, "zsh": zshScript, "fish": fishScript}[shell]
-	return s, ok
-}
 
 func completionCommand() command {
 	return command{
@@ -37,7 +19,7 @@ are asked from the server, for at most a second. Packages install the scripts.`,
 		},
 		run: func(c *call) error {
 			shell := c.args[0]
-			script, ok := completionScript(shell)
+			script, ok := manual.Completion(shell, "warmctl")
 			if !ok {
 				return usagef("no completion for shell %q", shell).WithHint("bash, zsh and fish are known")
 			}

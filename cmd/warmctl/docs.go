@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/urfave/cli/v2"
+
+	"warmd/cmd/internal/manual"
 )
 
 // docsCommand writes what is generated from the commands: man pages, the
@@ -50,8 +52,8 @@ func generated() map[string]string {
 		"cmd/warmctl/REFERENCE.md": referenceText(),
 		"packaging/man/warmctl.1":  manProgram(),
 	}
-	for shell, name := range completionFiles {
-		files["packaging/completions/"+name], _ = completionScript(shell)
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		files["packaging/completions/"+manual.CompletionFile(shell, "warmctl")], _ = manual.Completion(shell, "warmctl")
 	}
 	for _, c := range commands() {
 		if !c.hidden {

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"warmd/cmd/internal/manual"
 )
 
 const root = "../.."
@@ -92,9 +94,9 @@ func TestHelpIsReadable(t *testing.T) {
 		for line := range strings.SplitSeq(c.long+"\n"+c.short, "\n") {
 			require.LessOrEqual(t, len(line), 90, "%s: %s", c.name, line)
 		}
-		for _, f := range visible(c.flags) {
-			require.NotEmpty(t, f.usage, "%s %s", c.name, f.names)
-			require.NotEqual(t, "VALUE", f.value, "%s %s: name its value in backquotes", c.name, f.names)
+		for _, f := range manual.Flags(c.flags) {
+			require.NotEmpty(t, f.Usage, "%s %s", c.name, f.Names)
+			require.NotEqual(t, "VALUE", f.Value, "%s %s: name its value in backquotes", c.name, f.Names)
 		}
 	}
 }

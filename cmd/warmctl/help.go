@@ -4,65 +4,13 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/urfave/cli/v2"
+	"warmd/cmd/internal/manual"
 )
 
 const programShort = "place models on warm inference workers and see what they do"
 
 const programLong = `warmd keeps warm inference workers on GPU hosts; warmctl places models on them.
 Flags may stand before or behind the arguments of a command; "--" ends them.`
-
-// flagDoc is a flag as help, man pages, reference and completion show it.
-type flagDoc struct {
-	names       string // "-o, --output"
-	value       string // "VALUE", or empty for a switch
-	usage       string
-	defaultText string
-}
-
-// docOf reads a flag. The usage of a flag with a value begins with the value's
-// name in backquotes.
-func docOf(f cli.Flag) flagDoc {
-	var d flagDoc
-	var names []string
-	for _, n := range f.Names() {
-		if len(n) == 1 {
-			names = append([]string{"-" + n}, names...)
-		} else {
-			names = append(names, "--"+n)
-		}
-	}
-	d.names = strings.Join(names, ", ")
-	g, ok := f.(cli.DocGenerationFlag)
-	if !ok {
-		return d
-	}
-	d.usage = g.GetUsage()
-	if g.TakesValue() {
-		d.value = "VALUE"
-		if rest, ok := strings.CutPrefix(d.usage, "`"); ok {
-			d.value, d.usage, _ = strings.Cut(rest, "`")
-			d.usage = strings.TrimPrefix(d.usage, ": ")
-		}
-		if s, ok := f.(*cli.StringFlag); ok && s.Value != "" {
-			d.defaultText = s.Value
-		}
-		if s, ok := f.(*cli.IntFlag); ok {
-			d.defaultText = fmt.Sprint(s.Value)
-		}
-	}
-	return d
-}
-
-func visible(flags []cli.Flag) []flagDoc {
-	var out []flagDoc
-	for _, f := range flags {
-		if v, ok := f.(cli.VisibleFlag); !ok || v.IsVisible() {
-			out = append(out, docOf(f))
-		}
-	}
-	return out
-}
 
 // helpText is the help of a command, or of the program for nil.
 func helpText(c *command) string {
@@ -71,7 +19,7 @@ func helpText(c *command) string {
 		fmt.Fprintf(&b, "warmctl - %s\n\nUSAGE\n  warmctl COMMAND [flags] [arguments]\n\n%s\n\nCOMMANDS\n", programShort, programLong)
 		writeCommands(&b)
 		b.WriteString("\nGLOBAL FLAGS\n")
-		writeFlags(&b, visible(globalFlags()))
+		writeFlags(&b, manual.Flags(globalFlags()))
 		b.WriteString("\nADDRESSES\n" + indent(addressHelp, "  ") + "\n\nEXIT CODES\n")
 		for _, e := range exitCodes {
 			fmt.Fprintf(&b, "  %3d  %s\n", e.code, e.says)
@@ -84,7 +32,7 @@ func helpText(c *command) string {
 	if c.long != "" {
 		fmt.Fprintf(&b, "\n%s\n", c.long)
 	}
-	if flags := visible(c.flags); len(flags) > 0 {
+	if flags := manual.Flags(c.flags); len(flags) > 0 {
 		b.WriteString("\nFLAGS\n")
 		writeFlags(&b, flags)
 	}
@@ -103,7 +51,7 @@ func helpText(c *command) string {
 
 func usageLine(c *command) string {
 	line := "warmctl " + c.name
-	if len(visible(c.flags)) > 0 {
+	if len(manual.Flags(c.flags)) > 0 {
 		line += " [flags]"
 	}
 	if c.args != "" {
@@ -121,13 +69,13 @@ func writeCommands(b *strings.Builder) {
 }
 
 // writeFlags prints flags with their usage wrapped into the second column.
-func writeFlags(b *strings.Builder, flags []flagDoc) {
+func writeFlags(b *strings.Builder, flags []manual.Flag) {
 	const column = 26
 	for _, f := range flags {
-		head := "  " + f.head()
-		usage := f.usage
-		if f.defaultText != "" {
-			usage += " (default " + f.defaultText + ")"
+		head := "  " + f.Head()
+		usage := f.Usage
+		if f.Default != "" {
+			usage += " (default " + f.Default + ")"
 		}
 		for i, line := range wrapText(usage, 80-column) {
 			switch {
@@ -140,19 +88,6 @@ func writeFlags(b *strings.Builder, flags []flagDoc) {
 			fmt.Fprintf(b, "%-*s%s\n", column, head, line)
 		}
 	}
-}
-
-// head is the flag with its value's name; without a short form it is indented, so
-// that the long ones line up.
-func (f flagDoc) head() string {
-	h := f.names
-	if !strings.HasPrefix(h, "-") || strings.HasPrefix(h, "--") {
-		h = "    " + h
-	}
-	if f.value != "" {
-		h += " " + f.value
-	}
-	return h
 }
 
 // wrapText breaks text at spaces.

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"strings"
+
+	"warmd/cmd/internal/manual"
 )
 
 // referenceText is REFERENCE.md.
@@ -16,7 +18,7 @@ func referenceText() string {
 		}
 	}
 	b.WriteString("\n## Global flags\n\n")
-	flagTable(&b, visible(globalFlags()))
+	flagTable(&b, manual.Flags(globalFlags()))
 	b.WriteString("\n## Addresses\n\n")
 	prose(&b, addressHelp)
 	b.WriteString("\n## Exit codes\n\n| code | meaning |\n|---|---|\n")
@@ -34,7 +36,7 @@ func referenceText() string {
 			prose(&b, c.long)
 			b.WriteString("\n")
 		}
-		if flags := visible(c.flags); len(flags) > 0 {
+		if flags := manual.Flags(c.flags); len(flags) > 0 {
 			flagTable(&b, flags)
 			b.WriteString("\n")
 		}
@@ -50,10 +52,10 @@ func referenceText() string {
 	return b.String()
 }
 
-func flagTable(b *strings.Builder, flags []flagDoc) {
+func flagTable(b *strings.Builder, flags []manual.Flag) {
 	b.WriteString("| flag | | default |\n|---|---|---|\n")
 	for _, f := range flags {
-		fmt.Fprintf(b, "| `%s` | %s | %s |\n", strings.TrimSpace(f.names+" "+f.value), cell(f.usage), cell(f.defaultText))
+		fmt.Fprintf(b, "| `%s` | %s | %s |\n", strings.TrimSpace(f.Names+" "+f.Value), cell(f.Usage), cell(f.Default))
 	}
 }
 

@@ -2,7 +2,7 @@
 # /usr/share/bash-completion/completions/warmctl
 
 _warmctl() {
-    local line words cur reply prefix
+    local line words cur reply prefix r
     COMPREPLY=()
     # The line is split at spaces, not at COMP_WORDBREAKS: bash would cut
     # --start=warm and host:port into three words each.
@@ -11,14 +11,16 @@ _warmctl() {
     cur=""
     [[ "$line" == *[[:space:]] ]] || { cur="${words[-1]}"; unset 'words[-1]'; }
     mapfile -t reply < <("${words[0]}" __complete "${words[@]:1}" "$cur" 2>/dev/null)
-    if [[ "${reply[0]}" == ":dirs" ]]; then
+    if [[ "${reply[0]}" == ":dirs" || "${reply[0]}" == ":files" ]]; then
         compopt -o filenames 2>/dev/null
-        mapfile -t COMPREPLY < <(compgen -d -- "$cur")
+        [[ "$cur" == --*=* ]] && cur="${cur#*=}"
+        r=-f
+        [[ "${reply[0]}" == ":dirs" ]] && r=-d
+        mapfile -t COMPREPLY < <(compgen "$r" -- "$cur")
         return 0
     fi
     # readline replaces only what stands behind the last word break.
     prefix="${cur%"${cur##*[=:]}"}"
-    local r
     for r in "${reply[@]}"; do
         r="${r%%$'\t'*}"
         [[ "$r" == "$cur"* ]] && COMPREPLY+=("${r#"$prefix"}")

@@ -9,6 +9,10 @@ function __warmctl_complete
         __fish_complete_directories "$cur"
         return
     end
+    if test "$reply[1]" = ":files"
+        __fish_complete_path "$cur"
+        return
+    end
     printf '%s\n' $reply
 end
 
