@@ -70,6 +70,7 @@ runtimes: bin/warmd ## install the vLLM versions that the tests use (once, into 
 
 generate: build ## rewrite golden files, man pages, completions and the CLI reference
 	go run ./cmd/warmctl docs >/dev/null
+	go run ./cmd/warmd docs >/dev/null
 	go test ./cmd/warmctl ./placement -rewrite
 
 fmt: ## format the Go and Python sources

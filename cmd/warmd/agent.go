@@ -29,7 +29,7 @@ func agentCommand() *cli.Command {
 			&cli.StringFlag{Name: "socket", Usage: "`PATH` of the agent's Unix socket"},
 			&cli.StringSliceFlag{Name: "listen", Usage: "`HOST:PORT` for the fleet; may be repeated"},
 			&cli.StringFlag{Name: "endpoint-host", Usage: "`ADDRESS` that placements are served on"},
-			&cli.StringFlag{Name: "device", Usage: "`auto|cpu|cuda`"},
+			&cli.StringFlag{Name: "device", Usage: "devices to manage: `auto|cpu|cuda`"},
 			&cli.IntFlag{Name: "slots", Usage: "`N` placements at once on cpu-0"},
 			&cli.BoolFlag{Name: "end-engines", Usage: "end every engine when this agent ends"},
 			logFlag(),

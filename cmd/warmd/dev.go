@@ -58,7 +58,7 @@ func devCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "models", Usage: "`DIR` that models may be in; may be repeated"},
 			&cli.IntFlag{Name: "nodes", Value: 1, Usage: "`N` agents in this process: a small fleet on a laptop"},
 			&cli.IntFlag{Name: "slots", Usage: "`N` placements at once on each cpu-0"},
-			&cli.StringFlag{Name: "device", Value: "auto", Usage: "`auto|cpu|cuda`"},
+			&cli.StringFlag{Name: "device", Value: "auto", Usage: "devices to manage: `auto|cpu|cuda`"},
 			&cli.StringSliceFlag{Name: "listen", Usage: "`HOST:PORT` for the coordinator besides its Unix socket; may be repeated"},
 			logFlag(),
 		},

@@ -31,12 +31,7 @@ func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
-	app := &cli.App{
-		Name: "warmd", Usage: "keep inference workers warm and place models on them", Version: version,
-		HideHelpCommand: true, ExitErrHandler: func(*cli.Context, error) {},
-		Commands: []*cli.Command{agentCommand(), coordinatorCommand(), devCommand(), demoCommand(), runtimeCommand(), modelCommand()},
-	}
-	err := app.RunContext(ctx, args)
+	err := newApp().RunContext(ctx, args)
 	if err == nil || errors.Is(err, context.Canceled) { // a signal is how a daemon ends, not an error
 		return 0
 	}
@@ -49,4 +44,16 @@ func run(args []string) int {
 		return 2
 	}
 	return 1
+}
+
+func newApp() *cli.App {
+	app := &cli.App{
+		Name: "warmd", Usage: "keep inference workers warm and place models on them", Version: version,
+		HideHelpCommand: true, ExitErrHandler: func(*cli.Context, error) {},
+	}
+	app.Commands = []*cli.Command{
+		agentCommand(), coordinatorCommand(), devCommand(), demoCommand(), runtimeCommand(), modelCommand(),
+		completeCommand(app), docsCommand(app),
+	}
+	return app
 }

@@ -14,8 +14,8 @@ import (
 func modelCommand() *cli.Command {
 	flags := []cli.Flag{
 		&cli.StringFlag{Name: "preset", Usage: "shapes of a known model: `tiny|opt-125m|llama-1b|llama-8b`", Value: "tiny"},
-		&cli.StringFlag{Name: "arch", Usage: "`opt|llama`; default: the preset's"},
-		&cli.IntFlag{Name: "seed", Usage: "other weights of the same shapes"},
+		&cli.StringFlag{Name: "arch", Usage: "`opt|llama`: the architecture; default: the preset's"},
+		&cli.IntFlag{Name: "seed", Usage: "`N` for other weights of the same shapes"},
 		&cli.StringFlag{Name: "python", Usage: "`PATH` of the interpreter to run the generator with"},
 		outputFlag(),
 	}

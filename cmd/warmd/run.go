@@ -53,7 +53,7 @@ func runAll(ctx context.Context, parts []runner) error {
 }
 
 func logFlag() cli.Flag {
-	return &cli.StringFlag{Name: "log-level", Value: "info", Usage: "`debug|info|warn|error`"}
+	return &cli.StringFlag{Name: "log-level", Value: "info", Usage: "log at `debug|info|warn|error` and above"}
 }
 
 // newLogger writes to the journal when systemd reads stderr, as text otherwise.

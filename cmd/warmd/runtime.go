@@ -17,11 +17,11 @@ import (
 )
 
 func rootFlag() cli.Flag {
-	return &cli.StringFlag{Name: "root", Usage: "folder of all runtimes", Value: runtime.DefaultRoot(), DefaultText: "$WARMD_RUNTIMES, else /var/lib/warmd/runtimes for root, else ~/.local/share/warmd/runtimes"}
+	return &cli.StringFlag{Name: "root", Usage: "`DIR` of all runtimes", Value: runtime.DefaultRoot(), DefaultText: "$WARMD_RUNTIMES, else /var/lib/warmd/runtimes for root, else ~/.local/share/warmd/runtimes"}
 }
 
 func outputFlag() cli.Flag {
-	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "json for machines"}
+	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`json` for machines"}
 }
 
 // runtimeCommand is `warmd runtime`: which engines this host has.
@@ -39,7 +39,7 @@ func runtimeCommand() *cli.Command {
 					"without a shell. An add that failed or was interrupted goes on when the same command is given again.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "vllm", Usage: "vLLM `VERSION` to install (" + strings.Join(runtime.KnownVersions(), ", ") + ")"},
-					&cli.StringFlag{Name: "device", Usage: "`cpu|cuda`; default: what this host has"},
+					&cli.StringFlag{Name: "device", Usage: "`cpu|cuda`: what to install it for; default: what this host has"},
 					&cli.StringFlag{Name: "python", Usage: "`PATH` of the interpreter: to build with, or, without --vllm, of the vLLM to adopt"},
 					&cli.StringFlag{Name: "dir", Usage: "keep the runtime in `DIR`, with a link to it in the root"},
 					&cli.BoolFlag{Name: "exec", Usage: "add the command behind --"},
