@@ -119,7 +119,7 @@ func (c Config) advertise() (ip string, port int, err error) {
 }
 
 // library is memberlist's configuration for a LAN, with its traps closed.
-func (c Config) library(tr memberlist.Transport, port int) (*memberlist.Config, error) {
+func (c Config) library(tr memberlist.Transport, port int, ring *memberlist.Keyring) (*memberlist.Config, error) {
 	lib := memberlist.DefaultLANConfig()
 	lib.Name, lib.Label, lib.Transport = c.Name, c.Label, tr
 	lib.Logger, lib.LogOutput = bridge(c.Log), nil
@@ -131,11 +131,7 @@ func (c Config) library(tr memberlist.Transport, port int) (*memberlist.Config, 
 	if lib.AdvertisePort == 0 {
 		lib.AdvertisePort = port
 	}
-	if len(c.Keys) > 0 {
-		if lib.Keyring, err = memberlist.NewKeyring(c.Keys, c.Keys[0]); err != nil {
-			return nil, fmt.Errorf("make keyring: %w", err)
-		}
-	}
+	lib.Keyring = ring
 	lib.TCPTimeout = tcpTimeout
 	lib.DeadNodeReclaimTime = reclaimAfter // 0 would keep a re-addressed host out for ever
 	lib.EnableCompression = false          // LZW gains nothing on our bytes

@@ -31,6 +31,8 @@ type Member struct {
 	dirty     chan struct{} // to the publisher, capacity 1
 	untold    chan struct{} // to the teller, capacity 1
 
+	ring *memberlist.Keyring // nil: not encrypted; changed under mu
+
 	warned atomic.Int64 // when strangeWord last wrote a line, Unix seconds
 
 	list    *memberlist.Memberlist // set by Run, with addr, before up is closed
@@ -60,6 +62,12 @@ func New(cfg Config) (*Member, error) {
 	m := &Member{
 		View: NewView(cfg.Name), cfg: cfg, log: cfg.Log.With("part", "gossip"),
 		dirty: make(chan struct{}, 1), untold: make(chan struct{}, 1), up: make(chan struct{}),
+	}
+	if len(cfg.Keys) > 0 {
+		var err error
+		if m.ring, err = memberlist.NewKeyring(cfg.Keys, cfg.Keys[0]); err != nil {
+			return nil, fmt.Errorf("make keyring: %w", err)
+		}
 	}
 	// A member that never has a capacity (a coordinator alone) still has lives to be
 	// told apart: milliseconds, which are below the nanoseconds of every agent.
@@ -116,7 +124,7 @@ func (m *Member) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	lib, err := m.cfg.library(tr, port)
+	lib, err := m.cfg.library(tr, port, m.ring)
 	if err != nil {
 		return errors.Join(err, tr.Shutdown())
 	}
