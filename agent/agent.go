@@ -33,6 +33,8 @@ type Options struct {
 	Listeners []net.Listener
 	// Manifests are the runtimes; nil means those in Config.RuntimesDir.
 	Manifests []runtime.Manifest
+	// Level is the logger's, if a reload may change it.
+	Level *slog.LevelVar
 	// Registry takes the metrics; nil makes one.
 	Registry *prometheus.Registry
 	// Ready is called once: listening, workers adopted, capacity right.
@@ -47,9 +49,13 @@ type Options struct {
 
 // Agent is one node. See the package comment.
 type Agent struct {
-	cfg Config
+	cfg Config // as it was started with
 	opt Options
 	log *slog.Logger
+
+	// live is the configuration of this moment, for what Reload can change.
+	live      atomic.Pointer[Config]
+	reloading sync.Mutex
 
 	journal      *Journal
 	book         *device.Book
@@ -99,6 +105,7 @@ func New(cfg Config, opt Options) (a *Agent, err error) {
 		cfg: cfg, opt: opt, log: opt.Logger, started: now, epoch: now.UnixNano(), events: newEvents(),
 		changed: make(chan struct{}, 1), checks: make(chan struct{}, 8), runtimes: runtimes{},
 	}
+	a.live.Store(&cfg)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
@@ -199,16 +206,15 @@ func (a *Agent) addDevices() error {
 		return fmt.Errorf("list devices: %w", err)
 	}
 	for i, dev := range found {
-		rts, warm := map[string]device.Runtime{}, map[string]int{}
+		rts := map[string]device.Runtime{}
 		for name, r := range a.runtimes {
 			if m := r.manifest; m.Device == "" || m.Device == dev.Kind {
 				rts[name] = bind(r.Runtime, m, dev)
-				warm[name] = a.cfg.warm(dev.ID, m)
 			}
 		}
 		d := device.New(device.Config{
 			Node: a.cfg.Node, ID: dev.ID, Kind: dev.Kind, Name: dev.Name, TotalBytes: dev.TotalBytes,
-			Slots: a.cfg.slots(dev.ID, dev.Kind, dev.TotalBytes), Draining: a.draining.Load(), Warm: warm, Runtimes: rts,
+			Slots: a.cfg.slots(dev.ID, dev.Kind, dev.TotalBytes), Draining: a.draining.Load(), Warm: a.warmOn(dev.ID), Runtimes: rts,
 			Memory: memory{a.inv, dev.ID}, Journal: a.journal, Ports: a.ports, NewID: workerIDs(i), Probe: device.Probe,
 			Trace: func(head placement.Trace, parent string, at time.Time) device.Trace {
 				return a.recorder.Begin(head, parent, at)
@@ -221,6 +227,16 @@ func (a *Agent) addDevices() error {
 		a.devices = append(a.devices, d)
 	}
 	return nil
+}
+
+// warmOn is how many workers of each runtime are wanted parked on a device, which
+// knows itself which of them it can run.
+func (a *Agent) warmOn(id string) map[string]int {
+	warm := map[string]int{}
+	for name, r := range a.runtimes {
+		warm[name] = a.live.Load().warm(id, r.manifest)
+	}
+	return warm
 }
 
 func (a *Agent) timings() device.Timings {

@@ -117,8 +117,8 @@ func (a *Agent) prepare(ctx context.Context, rt string, req placement.Request, p
 	case <-ctx.Done():
 		return device.Start{}, placement.Errorf(placement.CodeUnavailable, "the caller went away")
 	}
-	m := a.runtimes[rt].manifest
-	dir, err := spec.Resolve(a.cfg.ModelRoots, req.Model)
+	m, p := a.runtimes[rt].manifest, a.policy()
+	dir, err := spec.Resolve(p.ModelRoots, req.Model)
 	if err != nil {
 		return device.Start{}, err
 	}
@@ -127,7 +127,7 @@ func (a *Agent) prepare(ctx context.Context, rt string, req placement.Request, p
 			return device.Start{}, err
 		}
 	}
-	s, err := a.policy().Build(m, req, dir, port)
+	s, err := p.Build(m, req, dir, port)
 	if err != nil {
 		return device.Start{}, err
 	}
@@ -136,8 +136,10 @@ func (a *Agent) prepare(ctx context.Context, rt string, req placement.Request, p
 	}, nil
 }
 
+// policy is what requests may ask for at this moment; a claim is judged by one.
 func (a *Agent) policy() spec.Policy {
-	return spec.Policy{AllowArgs: a.cfg.AllowArgs, AllowEnv: a.cfg.AllowEnv, ModelRoots: a.cfg.ModelRoots, Host: a.cfg.EndpointHost}
+	c := a.live.Load()
+	return spec.Policy{AllowArgs: c.AllowArgs, AllowEnv: c.AllowEnv, ModelRoots: c.ModelRoots, Host: a.cfg.EndpointHost}
 }
 
 // place tries the node's devices in the order that the fleet's own rule gives

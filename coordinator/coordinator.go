@@ -30,6 +30,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -61,8 +62,10 @@ type Options struct {
 	// AgentClient makes the client of a node's agent; nil dials addr.
 	AgentClient func(node, addr string) (*agentapi.Client, error)
 	// Listeners are used instead of Config.Listen; Run closes them.
-	Listeners  []net.Listener
-	Logger     *slog.Logger
+	Listeners []net.Listener
+	Logger    *slog.Logger
+	// Level is the logger's, if a reload may change it.
+	Level      *slog.LevelVar
 	Registerer prometheus.Registerer
 	// Version is told to people.
 	Version string
@@ -71,7 +74,7 @@ type Options struct {
 // Coordinator is one coordinator. Make it with [New], give it life with
 // [Coordinator.Run].
 type Coordinator struct {
-	cfg      Config
+	cfg      Config // as it was started with
 	opt      Options
 	instance string
 	log      *slog.Logger
@@ -85,6 +88,9 @@ type Coordinator struct {
 	guard    *access.Guard
 	handler  http.Handler
 	ownEtcd  bool
+
+	reloading sync.Mutex
+	now       Config // as it was read last, under reloading
 }
 
 // New checks the configuration and wires the parts; it starts nothing and does not
@@ -105,7 +111,7 @@ func New(cfg Config, opt Options) (*Coordinator, error) {
 	if opt.Version == "" {
 		opt.Version = version()
 	}
-	c := &Coordinator{cfg: cfg, opt: opt, log: opt.Logger, instance: cfg.Name + "." + nonce(), events: newRing(cfg.Name)}
+	c := &Coordinator{cfg: cfg, now: cfg, opt: opt, log: opt.Logger, instance: cfg.Name + "." + nonce(), events: newRing(cfg.Name)}
 	cl := opt.Etcd
 	if cl == nil {
 		if len(cfg.Endpoints) == 0 {

@@ -50,8 +50,8 @@ func runAgent(c *cli.Context) error {
 		fmt.Fprintln(c.App.Writer, "the configuration is valid")
 		return nil
 	}
-	log, _ := leveled(cfg.LogLevel)
-	opt := agent.Options{Logger: log, Ready: func() { log.Info("ready", "socket", cfg.Socket) }}
+	log, level := leveled(cfg.LogLevel)
+	opt := agent.Options{Logger: log, Level: level, Ready: func() { log.Info("ready", "socket", cfg.Socket) }}
 	member, err := newMember(cfg.Gossip, cfg.Node, false, log)
 	if err != nil {
 		return err

@@ -44,12 +44,12 @@ func runCoordinator(c *cli.Context) error {
 		fmt.Fprintln(c.App.Writer, "the configuration is valid")
 		return nil
 	}
-	log, _ := leveled(cfg.LogLevel)
+	log, level := leveled(cfg.LogLevel)
 	member, err := newMember(cfg.Gossip, cfg.Name, true, log)
 	if err != nil {
 		return err
 	}
-	co, err := coordinator.New(cfg, coordinator.Options{View: member, Logger: log, Version: version})
+	co, err := coordinator.New(cfg, coordinator.Options{View: member, Logger: log, Level: level, Version: version})
 	if err != nil {
 		return err
 	}

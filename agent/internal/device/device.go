@@ -19,7 +19,7 @@ type Config struct {
 	TotalBytes           int64
 	Slots                int
 	Draining             bool
-	Warm                 map[string]int // parked workers wanted, by runtime
+	Warm                 map[string]int // parked workers wanted, by runtime; later the loop's own
 	Runtimes             map[string]Runtime
 	Memory               Memory
 	Journal              Journal
@@ -208,6 +208,10 @@ func (d *Device) SetFault(problem string) { d.post(func() { d.fault = problem })
 func (d *Device) Drain(ctx context.Context, on bool) error {
 	return d.ask(ctx, func() { d.draining = on })
 }
+
+// SetWarm says anew how many workers of each runtime are wanted parked. Those that are
+// too many are retired; what is placed is left alone.
+func (d *Device) SetWarm(warm map[string]int) { d.post(func() { d.cfg.Warm = warm }) }
 
 // reconcile carries out the plan and publishes what came of it.
 func (d *Device) reconcile() {

@@ -265,6 +265,29 @@ func TestWorkersThatDieYoungCountAsFailedForks(t *testing.T) {
 	})
 }
 
+func TestAnotherWarmCountIsReachedAndWhatIsPlacedIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *Config) { c.Slots = 3 })
+		w.start()
+		_, last := w.place("p-1")
+		require.Equal(t, placement.EventReady, last.Event)
+		parked := func(n int) {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			require.Equal(t, n, w.device().Warm["vllm"])
+			require.Len(t, w.vllm.alive(), n+1, "and the placement's own")
+		}
+		parked(1)
+		w.d.SetWarm(map[string]int{"vllm": 2, "elsewhere": 1})
+		parked(2)
+		w.d.SetWarm(map[string]int{})
+		parked(0)
+		require.Equal(t, placement.Ready, w.book.Get("p-1").Placement().State)
+		w.d.SetWarm(map[string]int{"vllm": 1})
+		parked(1)
+	})
+}
+
 func TestAParkedWorkerThatDiesIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)

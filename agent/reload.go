@@ -1,0 +1,52 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"warmd/agent/conf"
+)
+
+// live are the keys that Reload puts into effect, and the tables that are live as a
+// whole. What is not here is what sockets, loops and files were opened with.
+var live = []string{"log_level", "model_roots", "allow_args", "allow_env", "warm", "gossip.keys_file"}
+
+// isLive reports whether a key can change while the agent runs. How many workers are
+// kept warm can, on a single device too.
+func isLive(key string) bool {
+	return slices.Contains(live, key) || strings.HasPrefix(key, "devices.") && strings.HasSuffix(key, ".warm")
+}
+
+// Reload takes a new configuration into effect, as far as a running agent can, and logs
+// by key what needs a restart. With an error nothing has changed. Placements under way
+// go on by the rules that they were accepted by.
+func (a *Agent) Reload(cfg Config) error {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("reload configuration: %w", err)
+	}
+	keys, err := cfg.Gossip.ReadKeys()
+	if err != nil {
+		return fmt.Errorf("reload configuration: %w", err)
+	}
+	if g, ok := a.opt.Gossip.(interface{ SetKeys([][]byte) error }); ok {
+		if err := g.SetKeys(keys); err != nil { // the only step that can fail, so the first
+			return fmt.Errorf("reload configuration: gossip.keys_file: %w", err)
+		}
+	}
+	if a.opt.Level != nil {
+		_ = a.opt.Level.UnmarshalText([]byte(cfg.LogLevel)) // validated
+	}
+	before := a.live.Swap(&cfg)
+	for _, d := range a.devices {
+		d.SetWarm(a.warmOn(d.ID()))
+	}
+	changed := slices.DeleteFunc(conf.Changed(*before, cfg), func(key string) bool { return !isLive(key) })
+	a.log.Info("configuration read again", "changed", changed)
+	if late := slices.DeleteFunc(conf.Changed(a.cfg, cfg), isLive); len(late) > 0 {
+		a.log.Warn("needs a restart", "keys", late)
+	}
+	return nil
+}
