@@ -12,13 +12,15 @@ LAZY    := -extldflags=-Wl,-z,lazy
 CACHE   ?= $(or $(WARMD_CACHE),$(HOME)/.cache/warmd)
 LINT    := $(CACHE)/tools/golangci-lint-v2.15.0
 PYTOOLS := $(CACHE)/tools/py-1
+ETCD_VERSION := 3.7.3
+ETCD    := $(CACHE)/tools/etcd-$(ETCD_VERSION)
 VLLM    := 0.32.0
 VLLM_OLDEST := 0.26.0
 python   = $(WARMD_TEST_RUNTIMES)/vllm-$(1)/venv/bin/python
 export WARMD_TEST_RUNTIMES := $(CACHE)/runtimes
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench test check test-go test-python test-real fmt lint generate runtimes clean
+.PHONY: help build demo bench test check test-go test-python test-real test-hosts host-tools fmt lint generate runtimes clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -63,6 +65,13 @@ test-real: build runtimes ## the whole path with real vLLM: place, tokens, fault
 	WARMD_TEST_REAL=1 WARMD_TEST_PYTHON=$(call python,$(VLLM)) \
 	  go test -count=1 -timeout 20m -v -p 1 -run RealVLLM ./cmd/warmd ./agent/internal/worker
 
+test-hosts: host-tools $(ETCD) ## warmd on booted Debian hosts: systemd-nspawn, as root; prints the figures
+	WARMD_TEST_HOSTS=1 WARMD_CACHE='$(CACHE)' WARMD_TEST_ETCD='$(ETCD)' go test -count=1 -timeout 25m -v ./packaging/nspawn
+
+host-tools: ## install what boots the hosts, where it is missing (Debian, root)
+	@command -v systemd-nspawn mmdebstrap iptables ip nsenter | wc -l | grep -qx 5 || \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install systemd-container mmdebstrap iptables iproute2 util-linux; }
+
 runtimes: bin/warmd ## install the vLLM versions that the tests use (once, into the cache)
 	@for v in $(VLLM) $(VLLM_OLDEST); do \
 	  bin/warmd runtime check --fix --root "$(WARMD_TEST_RUNTIMES)" vllm-$$v >/dev/null 2>&1 || \
@@ -78,6 +87,12 @@ fmt: ## format the Go and Python sources
 
 clean: ## remove what was built here (not the cache)
 	rm -rf bin dist
+
+# The current etcd; Debian's comes with the hosts. Its module has replace directives, which `go install` refuses.
+$(ETCD):
+	@echo 'building etcd (once)'; mkdir -p $(dir $@) && d=$$(mktemp -d) && trap "rm -rf $$d" EXIT && cd $$d && \
+	  { go mod init etcd && go get go.etcd.io/etcd/server/v3@v$(ETCD_VERSION); } 2>log || { cat log; exit 1; }; \
+	  CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@.tmp go.etcd.io/etcd/server/v3 && mv $@.tmp $@
 
 $(LINT):
 	@echo 'installing golangci-lint (once)'; mkdir -p $(dir $@)tmp && GOBIN=$(dir $@)tmp go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 && mv $(dir $@)tmp/golangci-lint $@

@@ -32,6 +32,8 @@ var allowed = map[string][]string{
 	"warmd/coordinator":             {"agent/api", "agent/api/access", "agent/conf", "agent/gossip", "coordinator/api", "coordinator/internal/*", "placement"},
 	"warmd/coordinator/api":         {"agent/api", "placement"},
 	"warmd/coordinator/internal/*":  {"agent/api", "coordinator/internal/*", "placement"},
+	"warmd/packaging/nspawn":        {},
+	"warmd/packaging/nspawn/host":   {},
 }
 
 // only names who alone may import a library, and why.

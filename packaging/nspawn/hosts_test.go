@@ -1,0 +1,133 @@
+package nspawn
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"warmd/packaging/nspawn/host"
+)
+
+func TestHostsBootWithSystemdAndSeeEachOtherByName(t *testing.T) {
+	hosts := three(t)
+	for _, h := range hosts {
+		assert.Equal(t, "running", h.Run(t, "systemctl is-system-running"), "%s has failed units: %s", h.Name, h.Run(t, "systemctl --failed"))
+		assert.Equal(t, h.Name, h.Run(t, "hostname"))
+		assert.Contains(t, h.Run(t, "systemctl --version"), "systemd 252")
+		assert.Equal(t, "cgroup2fs", h.Run(t, "stat -fc %T /sys/fs/cgroup"))
+		assert.Equal(t, "nobody", h.RunAs(t, "nobody", "id -un"))
+	}
+	for _, from := range hosts {
+		for _, to := range hosts {
+			serveName(t, to)
+			assert.Equal(t, to.Name, from.Run(t, "curl -sS -m 5 http://"+to.Name+":8080/hostname"))
+		}
+	}
+}
+
+// serveName serves a host's /etc on port 8080, once per host.
+func serveName(t *testing.T, h *host.Host) {
+	t.Helper()
+	h.Run(t, "systemctl is-active -q web || { hostname > /run/hostname; systemd-run -q --unit=web python3 -m http.server --directory /run --bind "+h.Addr+" 8080; }")
+	host.Until(t, 10*time.Second, "web server", func() error { return canConnect(t, lab.Dial, h.Addr+":8080") })
+}
+
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// canConnect tries once, for at most a second.
+func canConnect(t *testing.T, dial dialer, address string) error {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	c, err := dial(ctx, "tcp", address)
+	if err == nil {
+		c.Close()
+	}
+	return err
+}
+
+func TestPartitionLosesPacketsBothWaysUntilHealed(t *testing.T) {
+	hosts := three(t)
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	serveName(t, a)
+	serveName(t, b)
+	a.Partition(t, b)
+	assert.ErrorContains(t, canConnect(t, a.Dial, "h2:8080"), "timeout")
+	assert.ErrorContains(t, canConnect(t, b.Dial, "h1:8080"), "timeout")
+	assert.NoError(t, canConnect(t, c.Dial, "h1:8080"))
+	a.Heal(t, b)
+	assert.NoError(t, canConnect(t, a.Dial, "h2:8080"))
+	assert.NoError(t, canConnect(t, b.Dial, "h1:8080"))
+}
+
+func TestDropLosesPacketsOfOneDirection(t *testing.T) {
+	hosts := three(t)
+	a, b := hosts[0], hosts[1]
+	b.Run(t, "rm -f /run/heard; systemd-run -q --unit=ear --collect python3 -c 'import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind((\"0.0.0.0\",9000)); open(\"/run/heard\",\"wb\",0).write(s.recv(99))'")
+	t.Cleanup(func() { b.Run(t, "systemctl stop ear 2>/dev/null || true") })
+	host.Until(t, 5*time.Second, "ear listens", func() error {
+		for _, l := range b.Listeners(t) {
+			if l.Network == "udp" && strings.HasSuffix(l.Addr, ":9000") {
+				return nil
+			}
+		}
+		return fmt.Errorf("not among %v", b.Listeners(t))
+	})
+	say := func(from *host.Host) {
+		c, err := from.Dial(t.Context(), "udp", b.Addr+":9000")
+		require.NoError(t, err)
+		defer c.Close()
+		_, _ = c.Write([]byte(from.Name))
+	}
+	a.Drop(t, b)
+	say(a)
+	say(hosts[2])
+	host.Until(t, 5*time.Second, "b heard the third host, not the first", func() error {
+		if got, err := b.Try(t.Context(), "cat /run/heard"); got != "h3" {
+			return fmt.Errorf("%q %v", got, err)
+		}
+		return nil
+	})
+}
+
+func TestScanFindsExactlyTheOpenPorts(t *testing.T) {
+	hosts := three(t)
+	serveName(t, hosts[0])
+	hosts[0].Run(t, "systemctl is-active -q inner || systemd-run -q --unit=inner python3 -m http.server --directory /run --bind 127.0.0.1 8081")
+	t.Cleanup(func() { hosts[0].Run(t, "systemctl stop inner") })
+	begin := time.Now()
+	assert.Equal(t, []int{8080}, lab.Scan(t, hosts[0].Addr))
+	figure("port_scan_seconds", fmt.Sprintf("%.1f", time.Since(begin).Seconds()))
+}
+
+func TestPausedHostIsSilentAndGoesOn(t *testing.T) {
+	a := three(t)[0]
+	serveName(t, a)
+	require.NoError(t, a.Pause())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := a.Try(ctx, "true")
+	assert.Error(t, err, "a paused host ran a command")
+	require.NoError(t, a.Resume())
+	assert.NoError(t, canConnect(t, lab.Dial, a.Addr+":8080"))
+	a.Run(t, "true")
+}
+
+func TestHostWithoutPowerKeepsItsDiskAndComesBack(t *testing.T) {
+	a := three(t)[2]
+	serveName(t, a)
+	a.Run(t, "echo kept > /var/lib/kept; echo lost > /run/lost; sync")
+	require.NoError(t, a.Kill())
+	assert.ErrorContains(t, canConnect(t, lab.Dial, a.Addr+":8080"), "timeout", "a host without power must not even refuse")
+	_, err := a.Try(t.Context(), "true")
+	assert.Error(t, err)
+	require.NoError(t, a.Start(t.Context()))
+	assert.Equal(t, "kept", a.Run(t, "cat /var/lib/kept; cat /run/lost 2>/dev/null || true"))
+	require.NoError(t, a.Stop(t.Context()))
+	require.NoError(t, a.Start(t.Context()))
+}
