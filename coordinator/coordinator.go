@@ -158,10 +158,12 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	g.Go(func() error { return c.world.Mirror.Run(ctx, c.world.recordStore) })
 	g.Go(func() error { return c.placer.Run(ctx) })
 	g.Go(func() error { return c.watchView(ctx) })
+	g.Go(func() error { return c.watchNodes(ctx) })
 	g.Go(func() error { return c.watchEtcd(ctx) })
 	g.Go(func() error { return c.finishOwn(ctx) })
 	if c.election != nil {
 		g.Go(func() error { return c.election.Run(ctx, c.lead) })
+		g.Go(func() error { return c.election.Watch(ctx, c.sweeper.CoordinatorGone) })
 	}
 	if len(lns) > 0 {
 		srv := agentapi.NewServer(c.handler, c.log)

@@ -349,7 +349,7 @@ func TestMetricsCountWhatHappened(t *testing.T) {
 	text, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
 	for _, want := range []string{`warmd_place_seconds_count{phase="choose"}`, `warmd_place_seconds_count{phase="txn"}`, `warmd_place_seconds_count{phase="claim"}`,
-		`warmd_start_seconds_count{tier="warm"} 1`, "warmd_view_age_seconds", "warmd_queue_length 0", "warmd_coordinator_leader 1"} {
+		`warmd_start_seconds_count{tier="warm"} 1`, "warmd_view_age_seconds", `warmd_nodes{status="alive"} 1`, "warmd_queue_length 0", "warmd_coordinator_leader 1"} {
 		assert.Contains(t, string(text), want)
 	}
 }

@@ -31,7 +31,7 @@ func newMetrics(reg prometheus.Registerer, c *Coordinator) (*metrics, error) {
 		n, _ := c.placer.Counts()
 		return float64(n)
 	})
-	for _, col := range []prometheus.Collector{m.place, m.results, m.start, m.leader, queue, &viewAge{c}} {
+	for _, col := range []prometheus.Collector{m.place, m.results, m.start, m.leader, queue, &view{c}} {
 		if err := reg.Register(col); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -58,21 +58,29 @@ func (m *metrics) leads(yes bool) {
 	}
 }
 
-// viewAge tells how old the view of the node is that was heard least lately. One
-// figure, not one per node: a label for each of 10,000 nodes would cost more than the
-// fleet.
-type viewAge struct{ c *Coordinator }
+// view tells what this coordinator sees of the fleet: how many nodes, by status, and how
+// old the word of the node is that was heard least lately. Not a figure per node: a
+// label for each of 10,000 nodes would cost more than the fleet.
+type view struct{ c *Coordinator }
 
-var viewAgeDesc = prometheus.NewDesc("warmd_view_age_seconds", "Age of the oldest word of a living node in this coordinator's view.", nil, nil)
+var (
+	viewAgeDesc = prometheus.NewDesc("warmd_view_age_seconds", "Age of the oldest word of a living node in this coordinator's view.", nil, nil)
+	nodesDesc   = prometheus.NewDesc("warmd_nodes", "Nodes in this coordinator's view, by status: alive, suspect (a call to it has just failed), left, failed.", []string{"status"}, nil)
+)
 
-func (v *viewAge) Describe(ch chan<- *prometheus.Desc) { ch <- viewAgeDesc }
+func (v *view) Describe(ch chan<- *prometheus.Desc) { ch <- viewAgeDesc; ch <- nodesDesc }
 
-func (v *viewAge) Collect(ch chan<- prometheus.Metric) {
+func (v *view) Collect(ch chan<- prometheus.Metric) {
 	oldest := 0.0
-	for _, n := range v.c.opt.View.Fleet().Nodes {
+	nodes := map[string]int{"alive": 0, "suspect": 0, "left": 0, "failed": 0}
+	for _, n := range v.c.world.Fleet().Nodes {
+		nodes[n.Status]++
 		if n.Alive {
 			oldest = max(oldest, n.AgeSeconds)
 		}
 	}
 	ch <- prometheus.MustNewConstMetric(viewAgeDesc, prometheus.GaugeValue, oldest)
+	for status, n := range nodes {
+		ch <- prometheus.MustNewConstMetric(nodesDesc, prometheus.GaugeValue, float64(n), status)
+	}
 }

@@ -96,9 +96,13 @@ func (f *Nodes) Release(_ context.Context, node, _, id string, _ time.Duration) 
 }
 
 // Held is sweep's question what a node holds.
-func (f *Nodes) Held(_ context.Context, node, _ string) ([]placement.Placement, error) {
+func (f *Nodes) Held(ctx context.Context, node, _ string) ([]placement.Placement, error) {
 	a := f.Agents[node]
-	if a == nil || f.fault(node, "held", "") != Fine {
+	switch fault := f.fault(node, "held", ""); {
+	case fault == Hang:
+		<-ctx.Done()
+		return nil, ctx.Err()
+	case a == nil || fault != Fine:
 		return nil, placement.Errorf(placement.CodeUnavailable, "connection refused")
 	}
 	return a.Held(), nil

@@ -26,7 +26,7 @@ type Election struct {
 	Prefix string // ends in "/"
 	// Name is what others call this coordinator, Instance this life of it.
 	Name, Instance string
-	// TTL of the lease in seconds; etcd's slow disks are why it is not shorter than 10.
+	// TTL of the lease in seconds: how long a dead coordinator counts as alive.
 	TTL int
 	Log *slog.Logger
 }
@@ -121,6 +121,28 @@ func (e *Election) Living(ctx context.Context) (map[string]bool, error) {
 		living[path.Base(string(kv.Key))] = true
 	}
 	return living, nil
+}
+
+// Watch calls gone soon after a coordinator has left or its lease has run out, until
+// ctx ends. A lost watch starts over; what it missed, the sweeper's own pause finds.
+func (e *Election) Watch(ctx context.Context, gone func()) error {
+	for ctx.Err() == nil {
+		wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+		for resp := range e.Client.Watch(wctx, e.Prefix+"coordinators/", clientv3.WithPrefix(), clientv3.WithFilterPut()) {
+			if len(resp.Events) > 0 {
+				gone()
+			}
+			if resp.Err() != nil {
+				break
+			}
+		}
+		cancel()
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryPause):
+		}
+	}
+	return nil
 }
 
 // Leader is the name of the coordinator that sweeps, or "".

@@ -27,7 +27,8 @@ type nodeMemory struct {
 }
 
 // reconcile compares what nodes hold with what records say. A node is asked when it
-// is new to this leader, when its agent has restarted, and every Reconcile.
+// is new to this leader, when its agent has restarted, when it was away and is back,
+// and every Reconcile.
 func (t *term) reconcile(ctx context.Context, records []store.Record, fleet placement.Fleet) error {
 	byNode := map[string][]store.Record{}
 	byID := make(map[string]store.Record, len(records))
@@ -41,10 +42,13 @@ func (t *term) reconcile(ctx context.Context, records []store.Record, fleet plac
 	g.SetLimit(askWidth)
 	var failed sync.Map
 	for _, n := range fleet.Nodes {
+		m := t.nodes[n.Node]
 		if !n.Alive {
+			if m != nil {
+				m.asked = time.Time{}
+			}
 			continue
 		}
-		m := t.nodes[n.Node]
 		if m == nil {
 			m = &nodeMemory{unknown: map[string]int{}}
 			t.nodes[n.Node] = m

@@ -101,22 +101,30 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Sweeper is the elected one's work.
+// Sweeper is the elected one's work. It is two loops: one takes over what a dead
+// coordinator left, which asks nobody but etcd and so is never late; the other asks
+// nodes, of which some may not answer.
 type Sweeper struct {
-	cfg  Config
-	fx   Effects
-	wake chan struct{}
+	cfg    Config
+	fx     Effects
+	orphan chan struct{}
+	node   chan struct{}
 }
 
 // New makes a sweeper; it starts nothing.
 func New(cfg Config, fx Effects) *Sweeper {
-	return &Sweeper{cfg: cfg.withDefaults(), fx: fx, wake: make(chan struct{}, 1)}
+	return &Sweeper{cfg: cfg.withDefaults(), fx: fx, orphan: make(chan struct{}, 1), node: make(chan struct{}, 1)}
 }
 
-// Wake asks for a pass soon: a node came or went. It never blocks.
-func (s *Sweeper) Wake() {
+// CoordinatorGone asks to take over soon what one left. It never blocks.
+func (s *Sweeper) CoordinatorGone() { poke(s.orphan) }
+
+// NodeChanged asks to look at nodes soon: one came or went. It never blocks.
+func (s *Sweeper) NodeChanged() { poke(s.node) }
+
+func poke(c chan struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -127,35 +135,29 @@ func (s *Sweeper) Lead(ctx context.Context, fence store.Fence) {
 	defer cancel()
 	t := term{Sweeper: s, fence: fence, silent: map[string]time.Time{}, nodes: map[string]*nodeMemory{}, releasing: map[string]bool{}}
 	defer t.wg.Wait()
-	tick := time.NewTicker(s.cfg.Every)
-	defer tick.Stop()
 	s.cfg.Log.Info("this coordinator sweeps", "instance", s.cfg.Instance)
-	said := ""
-	for {
-		switch err := t.pass(ctx); {
-		case errors.Is(err, store.ErrFenced):
-			s.cfg.Log.Warn("another coordinator sweeps now", "instance", s.cfg.Instance)
-			cancel()
-			return
-		case err != nil && ctx.Err() == nil && err.Error() != said:
-			said = err.Error() // once: a pass comes every few seconds
-			s.cfg.Log.Info("sweep is not complete yet", "reason", err)
-		case err == nil:
-			said = ""
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		case <-s.wake:
-		}
+	var loops sync.WaitGroup
+	for _, l := range []struct {
+		wake  <-chan struct{}
+		parts []part
+	}{
+		{s.orphan, []part{t.unfinished}},
+		{s.node, []part{t.deadNodes, t.reconcile, t.retain}},
+	} {
+		loops.Go(func() {
+			defer cancel() // who loses the election loses it for both
+			t.loop(ctx, l.wake, l.parts)
+		})
 	}
+	loops.Wait()
 }
 
 // term is one leadership: what it remembers ends with it.
 type term struct {
 	*Sweeper
-	fence  store.Fence
+	fence store.Fence
+
+	// The nodes' loop's own.
 	silent map[string]time.Time // since when a node that records name is not alive
 	nodes  map[string]*nodeMemory
 
@@ -164,13 +166,42 @@ type term struct {
 	releasing map[string]bool
 }
 
+// part is one kind of repair.
+type part func(context.Context, []store.Record, placement.Fleet) error
+
+// loop makes a pass every now and then, and when it is woken, until ctx ends or the
+// election is lost.
+func (t *term) loop(ctx context.Context, wake <-chan struct{}, parts []part) {
+	tick := time.NewTicker(t.cfg.Every)
+	defer tick.Stop()
+	said := ""
+	for {
+		switch err := t.pass(ctx, parts); {
+		case errors.Is(err, store.ErrFenced):
+			t.cfg.Log.Warn("another coordinator sweeps now", "instance", t.cfg.Instance)
+			return
+		case err != nil && ctx.Err() == nil && err.Error() != said:
+			said = err.Error() // once: a pass comes every few seconds
+			t.cfg.Log.Info("sweep is not complete yet", "reason", err)
+		case err == nil:
+			said = ""
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-wake:
+		}
+	}
+}
+
 // pass does everything once. An error of one part does not keep the others from
 // running, the loss of the election does.
-func (t *term) pass(ctx context.Context) error {
+func (t *term) pass(ctx context.Context, parts []part) error {
 	records := t.fx.All()
 	fleet := t.fx.Fleet()
 	var errs []error
-	for _, part := range []func(context.Context, []store.Record, placement.Fleet) error{t.unfinished, t.deadNodes, t.reconcile, t.retain} {
+	for _, part := range parts {
 		err := part(ctx, records, fleet)
 		if errors.Is(err, store.ErrFenced) || ctx.Err() != nil {
 			return err

@@ -24,6 +24,7 @@ type rig struct {
 	nodes *agenttest.Nodes
 	fx    *live
 	ctx   context.Context
+	s     *Sweeper
 	lead  func() // begins to sweep, once the scene is set
 }
 
@@ -51,7 +52,8 @@ func bubble(t *testing.T, f func(r *rig), change ...func(*Config)) {
 		r.ctx = ctx
 		done := make(chan struct{})
 		fence := mem.Lead("leader")
-		r.lead = func() { go func() { defer close(done); New(cfg, r.fx).Lead(ctx, fence) }() }
+		r.s = New(cfg, r.fx)
+		r.lead = func() { go func() { defer close(done); r.s.Lead(ctx, fence) }() }
 		f(r)
 		cancel()
 		<-done
@@ -109,6 +111,47 @@ func TestAnUnfinishedRecordOfADeadOwnerIsTakenOverOnce(t *testing.T) {
 		assert.Equal(t, "me", r.state("p-dead").Owner)
 		assert.Equal(t, "other", r.state("p-other").Owner, "its owner is alive")
 	})
+}
+
+// A host is gone, its agent and its coordinator with it, and nobody has noticed that the
+// agent does not answer.
+func TestTakingOverWaitsForNoNode(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.nodes.Fault = func(node, _, _ string) agenttest.Fault {
+			if node == "n1" {
+				return agenttest.Hang
+			}
+			return agenttest.Fine
+		}
+		r.lead()
+		time.Sleep(time.Second / 2)
+		r.record("p-dead", "n2", 1, placement.Assigned, "gone")
+		r.s.CoordinatorGone()
+		assert.Equal(t, "me", r.state("p-dead").Owner, "at once")
+	}, func(c *Config) { c.Every = time.Hour })
+}
+
+// What changed on a node while nobody heard of it is found when it is back, not with
+// the next round.
+func TestANodeThatIsBackIsAskedAtOnce(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.serve("p-1", "n1", 1)
+		r.serve("p-2", "n1", 1)
+		r.lead()
+		time.Sleep(time.Minute)
+		r.nodes.Mark("n1", "failed")
+		time.Sleep(5 * time.Second)
+		rec := r.state("p-2") // released while its node was away
+		rec.State = placement.Released
+		_, err := r.mem.Update(r.ctx, rec, store.NoFence)
+		require.NoError(t, err)
+		r.nodes.Agents["n1"].Kill("p-1")
+		r.nodes.Mark("n1", "alive")
+		r.s.NodeChanged()
+		assert.Equal(t, placement.Failed, r.state("p-1").State)
+		assert.Equal(t, "engine died: signal 9", r.state("p-1").Reason)
+		assert.Empty(t, r.nodes.Agents["n1"].Held())
+	}, func(c *Config) { c.Every, c.Reconcile = time.Second, 10*time.Minute })
 }
 
 func TestALivingOwnerLongOverdueLosesTheRecord(t *testing.T) {
