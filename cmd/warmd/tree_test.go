@@ -34,6 +34,7 @@ var allowed = map[string][]string{
 	"warmd/coordinator/internal/*":  {"agent/api", "coordinator/internal/*", "placement"},
 	"warmd/packaging/nspawn":        {},
 	"warmd/packaging/nspawn/host":   {},
+	"warmd/packaging/nspawn/load":   {"placement"},
 }
 
 // only names who alone may import a library, and why.

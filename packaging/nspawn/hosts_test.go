@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -130,4 +131,25 @@ func TestHostWithoutPowerKeepsItsDiskAndComesBack(t *testing.T) {
 	assert.Equal(t, "kept", a.Run(t, "cat /var/lib/kept; cat /run/lost 2>/dev/null || true"))
 	require.NoError(t, a.Stop(t.Context()))
 	require.NoError(t, a.Start(t.Context()))
+}
+
+func TestHostMayWriteWhatIsScratchAndReadWhatIsNot(t *testing.T) {
+	lab.Explain(t)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(dir+"/file", []byte("machine's"), 0o644))
+	h, err := lab.Boot(t.Context(), "bound", host.Spec{Bind: []host.Bind{{From: dir, To: "/srv/own", Scratch: true}, {From: dir, To: "/srv/lent"}}})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = h.Kill() })
+	assert.Equal(t, "machine's", h.Run(t, "cat /srv/lent/file"))
+	assert.Equal(t, "host's", h.Run(t, "echo host\\'s > /srv/own/file; cat /srv/own/file"))
+	_, err = h.Try(t.Context(), "echo > /srv/lent/file")
+	assert.ErrorContains(t, err, "Read-only")
+	b, err := os.ReadFile(dir + "/file")
+	require.NoError(t, err)
+	assert.Equal(t, "machine's", string(b))
+
+	h.Run(t, "systemd-run -q --unit=sleeper sleep 1000")
+	got := h.Processes(t, func(p host.Process) bool { return p.Args[0] == "/usr/bin/sleep" || p.Args[0] == "sleep" })
+	require.Len(t, got, 1)
+	assert.Equal(t, "/system.slice/sleeper.service", got[0].Cgroup)
 }

@@ -40,10 +40,11 @@ type Spec struct {
 	Bind []Bind
 }
 
-// Bind is a folder of the machine on a host. Unless it may be Written, it is read-only.
+// Bind is a folder of the machine on a host, read-only. With Scratch the host may
+// write there, on its own disk: the machine's folder stays as it is.
 type Bind struct {
 	From, To string
-	Write    bool
+	Scratch  bool
 }
 
 // bootTime bounds a boot, which takes 2 s on an idle machine.
@@ -53,7 +54,7 @@ const bootTime = 90 * time.Second
 func (l *Lab) Boot(ctx context.Context, name string, spec Spec) (*Host, error) {
 	l.mu.Lock()
 	h := &Host{
-		Name: name, Addr: addrOf(len(l.hosts) + 1), lab: l, spec: spec,
+		Name: name, Addr: addrOf(len(l.hosts) + 1), lab: l, spec: Spec{Bind: slices.Clone(spec.Bind)},
 		dir: filepath.Join(l.dir, name), cgroup: filepath.Join(l.cgroup, name),
 	}
 	l.hosts = append(l.hosts, h)
@@ -92,19 +93,36 @@ func (l *Lab) tellNames() error {
 	return os.WriteFile(l.hostsFile(), b.Bytes(), 0o644)
 }
 
-// build makes the disk and the network of a host.
+// build makes the disks and the network of a host.
 func (h *Host) build() error {
-	upper, work, root := filepath.Join(h.lab.disk, h.Name, "upper"), filepath.Join(h.lab.disk, h.Name, "work"), h.root()
-	for _, d := range []string{upper, work, root} {
+	if err := h.overlay("disk", h.lab.rootfs, h.root()); err != nil {
+		return err
+	}
+	for i, b := range h.spec.Bind {
+		if !b.Scratch {
+			continue
+		}
+		name := fmt.Sprintf("scratch-%d", i)
+		h.spec.Bind[i].From = filepath.Join(h.dir, name)
+		if err := h.overlay(name, b.From, h.spec.Bind[i].From); err != nil {
+			return err
+		}
+	}
+	return h.lab.plugIn(h)
+}
+
+// overlay mounts a folder of the machine with the host's own layer over it.
+func (h *Host) overlay(name, lower, at string) error {
+	upper, work := filepath.Join(h.lab.disk, h.Name, name, "upper"), filepath.Join(h.lab.disk, h.Name, name, "work")
+	for _, d := range []string{upper, work, at} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
-	layers := "lowerdir=" + h.lab.rootfs + ",upperdir=" + upper + ",workdir=" + work
-	if err := unix.Mount("overlay", root, "overlay", 0, layers); err != nil {
-		return fmt.Errorf("mount root file system: %w", err)
+	if err := unix.Mount("overlay", at, "overlay", 0, "lowerdir="+lower+",upperdir="+upper+",workdir="+work); err != nil {
+		return fmt.Errorf("mount %s over %s: %w", at, lower, err)
 	}
-	return h.lab.plugIn(h)
+	return nil
 }
 
 func (h *Host) root() string { return filepath.Join(h.dir, "root") }
@@ -169,7 +187,7 @@ func (h *Host) spawn(notify string) error {
 	}
 	for _, b := range h.spec.Bind {
 		how := "--bind-ro="
-		if b.Write {
+		if b.Scratch {
 			how = "--bind="
 		}
 		args = append(args, how+b.From+":"+b.To)
