@@ -17,7 +17,7 @@ import (
 // more. A trailing * matches any rest.
 var importTime = []string{
 	// the process and its loader
-	"LD_*", "MALLOC_*", "GLIBC_*", "PATH", "HOME", "LANG", "LC_*", "XDG_*", "PYTHON*", "LOGNAME",
+	"LD_*", "MALLOC_*", "JE_*", "GLIBC_*", "PATH", "HOME", "LANG", "LC_*", "XDG_*", "PYTHON*", "LOGNAME",
 	// constants of huggingface_hub and transformers
 	"HF_*", "HUGGINGFACE_*", "TRANSFORMERS_*",
 	// thread pools, sized once
@@ -81,6 +81,9 @@ func engineEnv(dir, python, device string, cores int) map[string]string {
 		// OpenBLAS starts its pool at import: with 1 there is none, and the zygote has
 		// one thread when it forks. The engine's own work is done by OpenMP.
 		"OPENBLAS_NUM_THREADS": "1",
+		// pyarrow, which transformers pulls in where it is installed, has a jemalloc that
+		// starts a thread at import.
+		"JE_ARROW_MALLOC_CONF": "background_thread:false",
 	}
 	switch device {
 	case "cpu":

@@ -7,6 +7,7 @@ ends in between is never mistaken for its successor.
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import time
@@ -22,11 +23,12 @@ _TRACKER = b"multiprocessing.resource_tracker"
 class Stat:
     """The fields of /proc/PID/stat that we use."""
 
-    __slots__ = ("pid", "state", "ppid", "pgrp", "session", "cpu_ticks", "threads", "start", "rss_pages")
+    __slots__ = ("pid", "name", "state", "ppid", "pgrp", "session", "cpu_ticks", "threads", "start", "rss_pages")
 
     def __init__(self, pid, raw):
         rest = raw[raw.rindex(b")") + 2 :].split()  # the command may hold spaces and brackets: cut after the last one
         self.pid = pid
+        self.name = raw[raw.index(b"(") + 1 : raw.rindex(b")")].decode(errors="replace")
         self.state = rest[0].decode()
         self.ppid, self.pgrp, self.session = int(rest[1]), int(rest[2]), int(rest[3])
         self.cpu_ticks = int(rest[11]) + int(rest[12])
@@ -34,10 +36,10 @@ class Stat:
 
 
 def stat(pid):
-    """Stat of a process, or None when there is no such process."""
+    """Stat of a process, or of a thread "PID/task/TID"; None when there is no such one."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
-            return Stat(int(pid), f.read())
+            return Stat(int(str(pid).rsplit("/", 1)[-1]), f.read())
     except (OSError, ValueError, IndexError):
         return None
 
@@ -120,16 +122,39 @@ def kill_session(sid, spare=()):
     return len(done)
 
 
-def thread_names():
-    """Names of all native threads of this process (threading.enumerate() does not see OpenBLAS and friends)."""
-    names = []
+# NVML starts one helper thread in the process that calls nvmlInit (driver 580: "cuda00001800007"), and nvmlShutdown leaves
+# it there. vLLM asks NVML which platform it runs on while it is imported, so on a GPU host every zygote has that thread.
+_NVML_THREAD = re.compile(r"cuda[0-9a-f]{6,}$")
+
+
+def fork_hazards():
+    """What makes a fork of this process unsafe, in words; [] when nothing does.
+
+    A fork copies only the calling thread: a lock that another one holds stays locked in the child for ever. NVML's helper
+    is the one exception: it sleeps in the kernel and holds nothing, and a child that calls nvmlInit gets a helper of its
+    own. And CUDA must not have been initialised, by whomever: the driver refuses to work in the child.
+    """
+    hazards, me = [], os.getpid()
     for tid in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{tid}/comm") as f:
-                names.append(f.read().strip())
-        except OSError:
-            pass  # ended while we looked
-    return names
+        s = None if int(tid) == me else stat(f"{me}/task/{tid}")
+        if s is not None and not (_NVML_THREAD.match(s.name) and s.state == "S"):
+            hazards.append(f"thread {s.name}")
+    if cuda_is_initialised():
+        hazards.append("CUDA is initialised")
+    return hazards
+
+
+def cuda_is_initialised():
+    """Whether anybody in this process has called cuInit; torch.cuda.is_initialized() only knows of torch.
+
+    The driver is asked for the number of devices: before cuInit it answers CUDA_ERROR_NOT_INITIALIZED, and does nothing.
+    """
+    NOT_INITIALISED, RTLD_NOLOAD = 3, 4
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+        return False  # nobody has even loaded the driver
+    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != NOT_INITIALISED
 
 
 def usage():

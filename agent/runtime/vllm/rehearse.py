@@ -144,24 +144,23 @@ def run_audit(path):
         names = json.load(f)
     sys.path[:] = [x for x in sys.path if os.path.abspath(x or ".") != HERE]
     adapter.Adapter()
-    torch = sys.modules["torch"]
     report = {"new": [], "dirty": [], "dirty_roots": [], "failed": {}}
-    threads, cuda = len(process.thread_names()), torch.cuda.is_initialized()
-    if threads != 1 or cuda:
-        raise SystemExit(f"before any profile: {process.thread_names()}, CUDA initialised: {cuda}")
+    hazards = process.fork_hazards()
+    if hazards:
+        raise SystemExit(f"before any profile: {', '.join(hazards)}")
     base = set(sys.modules)
     for name in names:
         if name in base:
             continue
         before = set(sys.modules)
         why = adapter._try_import(name)
-        now_threads, now_cuda = len(process.thread_names()), torch.cuda.is_initialized()
-        if now_threads > threads or now_cuda != cuda:
+        now = process.fork_hazards()
+        if len(now) > len(hazards):
             # Whatever came along is suspect: it may hold the real culprit. All of it stays out of the zygote.
             report["dirty"] += [m for m in sys.modules if m not in before]
             report["dirty"].append(name)
             report["dirty_roots"].append(name)
-            threads, cuda = now_threads, now_cuda
+        hazards = now
         if why:
             report["failed"][name] = why
         else:

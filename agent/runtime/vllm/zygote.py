@@ -3,9 +3,8 @@
 
     PY zygote.py --socket S --runtime NAME --generation N --kind vllm|exec [--profile profile.json] [--manifest runtime.json]
 
-It has one thread, always: a fork copies only the calling thread, and a lock that another thread held stays locked in
-the child for ever. It never touches CUDA: a context does not survive a fork. Both are checked before every fork, and a
-failed check is fatal, because a worker that hangs one time in a thousand is worse than no zygote.
+It has one thread of its own, always, and never touches CUDA: process.fork_hazards says why. That is checked before every
+fork, and a failed check is fatal, because a worker that hangs one time in a thousand is worse than no zygote.
 
 With `--kind exec` no vLLM is imported and nothing is forked: it only starts and supervises command lines.
 """
@@ -63,12 +62,9 @@ class Zygote:
 
     def check_clean(self):
         """Dies, with names, when a fork would not be safe."""
-        names = process.thread_names()
-        if len(names) != 1:
-            _die(f"the zygote has {len(names)} threads, a fork needs exactly one: {', '.join(names)}")
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            _die("CUDA is initialised in the zygote: a forked worker could not use it")
+        hazards = process.fork_hazards()
+        if hazards:
+            _die(f"a fork of the zygote would not be safe: {', '.join(hazards)}")
 
     def _catch_sigchld(self):
         self._child_r, self._child_w = process.wake_pair()

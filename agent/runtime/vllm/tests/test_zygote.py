@@ -179,15 +179,38 @@ def test_a_request_without_its_fields_is_refused(exec_zygote, request_):
     assert e.value.code == "bad_request"
 
 
-def test_a_second_thread_is_fatal_and_named(side):
+def hazards(side, thread, before=""):
+    """What check_clean says in a process with one more thread of that name, which sleeps."""
     code = (
-        f"import sys; sys.path.insert(0, {side!r}); import zygote, threading, ctypes\n"
+        f"import os, sys; sys.path.insert(0, {side!r}); import zygote, process, threading\n{before}\n"
         "t = threading.Thread(target=threading.Event().wait, daemon=True); t.start()\n"
-        "open(f'/proc/self/task/{t.native_id}/comm', 'w').write('culprit')\n"
+        f"open(f'/proc/self/task/{{t.native_id}}/comm', 'w').write({thread!r})\n"
+        "while process.stat(f'{os.getpid()}/task/{t.native_id}').state != 'S': pass\n"
         "zygote.Zygote.check_clean(None)"
     )
-    p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert p.returncode == 71 and "2 threads" in p.stderr and "culprit" in p.stderr
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_a_second_thread_is_fatal_and_named(side):
+    for name in ("culprit", "cuda-EvtHandlr", "jemalloc_bg_thd"):
+        p = hazards(side, name)
+        assert p.returncode == 71 and f"thread {name}" in p.stderr, p.stderr
+
+
+def test_the_sleeping_helper_of_nvml_is_no_hazard(side):
+    p = hazards(side, "cuda00001800007")
+    assert p.returncode == 0, p.stderr
+
+
+def test_a_driver_that_was_initialised_is_fatal_whoever_did_it(side, tmp_path):
+    """A libcuda.so.1 of ours, loaded as anybody might, that counts devices only after cuInit, as the real one does."""
+    source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so.1"
+    source.write_text("static int up; int cuInit(int f) { up = 1; return 0; } int cuDeviceGetCount(int *n) { *n = 1; return up ? 0 : 3; }")
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source], check=True)
+    load = f"import ctypes; driver = ctypes.CDLL({str(library)!r})"
+    assert hazards(side, "cuda00001800007", before=load).returncode == 0
+    p = hazards(side, "cuda00001800007", before=load + "; driver.cuInit(0)")
+    assert p.returncode == 71 and "CUDA is initialised" in p.stderr
 
 
 def test_a_zygote_without_its_engine_says_which_versions_are_supported(tmp_path):
