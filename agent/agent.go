@@ -68,6 +68,7 @@ type Agent struct {
 	recorder     *trace.Recorder
 	metrics      *metrics
 	guard        *access.Guard
+	certs        *access.Certificates // nil: no TLS
 	events       *events
 	listeners    []net.Listener
 	addr         string // what the fleet calls
@@ -113,6 +114,11 @@ func New(cfg Config, opt Options) (a *Agent, err error) {
 		}
 	}()
 	a.guard = access.NewGuard(access.Agent, cfg.Access, a.log)
+	if !cfg.TLS.Empty() {
+		if a.certs, err = access.Load(cfg.TLS, a.log); err != nil {
+			return a, fmt.Errorf("read certificates: %w", err)
+		}
+	}
 	low, high, err := cfg.ports()
 	if err != nil {
 		return a, err

@@ -57,6 +57,8 @@ type Config struct {
 	Warm map[string]int `toml:"warm"`
 	// Devices holds what is different for one device.
 	Devices map[string]DeviceConfig `toml:"devices"`
+	// TLS is who this node is to others; every TCP address of Listen then speaks it.
+	TLS access.Files `toml:"tls"`
 	// Access gives roles to groups of this host; certificates carry theirs.
 	Access access.Groups `toml:"access"`
 	// KeepTraces bounds the kept traces.
@@ -132,6 +134,7 @@ func (c Config) Validate() error {
 			bad(fmt.Sprintf("listen[%d]", i), "%q must be host:port", a)
 		}
 	}
+	errs = append(errs, c.TLS.CheckListen(c.Listen)...)
 	if c.Advertise != "" {
 		if _, _, err := net.SplitHostPort(c.Advertise); err != nil {
 			bad("advertise", "%q must be host:port", c.Advertise)
@@ -167,7 +170,7 @@ func (c Config) Validate() error {
 	if c.FollowGrace <= 0 {
 		bad("follow_grace", "%s must be positive", c.FollowGrace)
 	}
-	return errors.Join(append(errs, c.Gossip.Validate(), c.Access.Validate())...)
+	return errors.Join(append(errs, c.Gossip.Validate(), c.TLS.Validate(), c.Access.Validate())...)
 }
 
 func checkWarm(key string, warm map[string]int) error {

@@ -23,6 +23,9 @@ func TestAConfigurationIsReadOverTheDefaults(t *testing.T) {
 	c, _, err := ReadConfig(write(t, `
 node = "gpu-7"
 listen = ["10.0.0.7:7070"]
+tls.ca = "/etc/warmd/tls/ca.crt"
+tls.cert = "/etc/warmd/tls/agent.crt"
+tls.key = "/etc/warmd/tls/agent.key"
 endpoint_ports = "40000-40999"
 model_roots = ["/models"]
 [warm]
@@ -58,7 +61,7 @@ func TestEveryWrongValueOfAConfigurationIsNamed(t *testing.T) {
 	text := `node = "has space"
 data_dir = "relative"
 socket = "a.sock"
-listen = ["7070"]
+listen = ["7070", "127.0.0.1:7071", "10.0.0.7:7072"]
 advertise = "x"
 endpoint_host = "0.0.0.0"
 endpoint_ports = "1-70000"
@@ -88,7 +91,7 @@ v = 99
 		_, at, _ := strings.Cut(strings.TrimSpace(line), "agent.toml:")
 		found = append(found, strings.Join(strings.Fields(at)[:2], " "))
 	}
-	require.Equal(t, []string{"1: node", "2: data_dir", "3: socket", "4: listen[0]", "5: advertise", "6: endpoint_host", "7: endpoint_ports",
+	require.Equal(t, []string{"1: node", "2: data_dir", "3: socket", "4: listen[0]", "4: listen[2]", "5: advertise", "6: endpoint_host", "7: endpoint_ports",
 		"8: model_roots[0]", "9: device", "10: keep_traces", "11: log_level", "14: warm.v", "15: gossip.keys_file", "17: gossip.join[0]",
 		"19: access.read[1]", "22: devices.cpu-0.slots", "24: devices.cpu-0.warm.v"}, found)
 }

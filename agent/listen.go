@@ -29,6 +29,9 @@ func (a *Agent) listen() error {
 		}
 		add(ln)
 	}
+	if err := a.cfg.TLS.CheckListeners(a.listeners); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
 	a.addr = a.cfg.Advertise
 	for _, ln := range a.listeners {
 		if a.addr == "" && ln.Addr().Network() == "tcp" {

@@ -10,12 +10,18 @@ import (
 
 // live are the keys that Reload puts into effect, and the tables that are live as a
 // whole. What is not here is what sockets, loops and files were opened with.
-var live = []string{"log_level", "model_roots", "allow_args", "allow_env", "warm", "gossip.keys_file"}
+var live = []string{"log_level", "model_roots", "allow_args", "allow_env", "warm", "gossip.keys_file", "access.read", "access.place", "access.admin"}
 
 // isLive reports whether a key can change while the agent runs. How many workers are
-// kept warm can, on a single device too.
-func isLive(key string) bool {
-	return slices.Contains(live, key) || strings.HasPrefix(key, "devices.") && strings.HasSuffix(key, ".warm")
+// kept warm can, on a single device too; certificates can where there are some.
+func (a *Agent) isLive(key string, cfg Config) bool {
+	switch table, _, _ := strings.Cut(key, "."); table {
+	case "devices":
+		return strings.HasSuffix(key, ".warm")
+	case "tls":
+		return a.certs.CanTake(cfg.TLS)
+	}
+	return slices.Contains(live, key)
 }
 
 // Reload takes a new configuration into effect, as far as a running agent can, and logs
@@ -27,25 +33,32 @@ func (a *Agent) Reload(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("reload configuration: %w", err)
 	}
+	if err := a.certs.Check(cfg.TLS); err != nil {
+		return fmt.Errorf("reload configuration: %w", err)
+	}
 	keys, err := cfg.Gossip.ReadKeys()
 	if err != nil {
 		return fmt.Errorf("reload configuration: %w", err)
 	}
 	if g, ok := a.opt.Gossip.(interface{ SetKeys([][]byte) error }); ok {
-		if err := g.SetKeys(keys); err != nil { // the only step that can fail, so the first
+		if err := g.SetKeys(keys); err != nil { // the last step that can fail
 			return fmt.Errorf("reload configuration: gossip.keys_file: %w", err)
 		}
 	}
 	if a.opt.Level != nil {
 		_ = a.opt.Level.UnmarshalText([]byte(cfg.LogLevel)) // validated
 	}
+	a.guard.SetGroups(cfg.Access)
+	if err := a.certs.Reload(cfg.TLS); err != nil {
+		a.log.Error("new certificate files are not used, the old ones stay", "error", err)
+	}
 	before := a.live.Swap(&cfg)
 	for _, d := range a.devices {
 		d.SetWarm(a.warmOn(d.ID()))
 	}
-	changed := slices.DeleteFunc(conf.Changed(*before, cfg), func(key string) bool { return !isLive(key) })
+	changed := slices.DeleteFunc(conf.Changed(*before, cfg), func(key string) bool { return !a.isLive(key, cfg) })
 	a.log.Info("configuration read again", "changed", changed)
-	if late := slices.DeleteFunc(conf.Changed(a.cfg, cfg), isLive); len(late) > 0 {
+	if late := slices.DeleteFunc(conf.Changed(a.cfg, cfg), func(key string) bool { return a.isLive(key, cfg) }); len(late) > 0 {
 		a.log.Warn("needs a restart", "keys", late)
 	}
 	return nil

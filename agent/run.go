@@ -46,6 +46,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	defer stop("publisher", a.publish)()
 	srv := api.NewServer(a.handler(), a.log)
 	a.guard.Protect(srv)
+	if a.certs != nil {
+		srv.TLSConfig = a.certs.Server()
+	}
 	defer stop("http", func(ctx context.Context) error { return api.Serve(ctx, srv, 2*time.Second, a.listeners...) })()
 	a.ready.Store(true)
 	a.log.Info("agent runs", "node", a.cfg.Node, "devices", len(a.devices), "runtimes", a.runtimeNames, "addr", a.addr)

@@ -50,10 +50,13 @@ type Config struct {
 	LogLevel string `toml:"log_level"`
 	// Gossip is how this coordinator finds the fleet.
 	Gossip gossip.Settings `toml:"gossip"`
+	// TLS is who this coordinator is, to clients and to agents; with it every TCP address
+	// of Listen speaks TLS, and so must every agent.
+	TLS access.Files `toml:"tls"`
 	// Access gives roles to groups of this host; certificates carry theirs.
 	Access access.Groups `toml:"access"`
-	// TLS is for etcd; set by code, not by the file.
-	TLS *tls.Config `toml:"-"`
+	// EtcdTLS is set by code, not by the file.
+	EtcdTLS *tls.Config `toml:"-"`
 }
 
 // DefaultConfig is a coordinator beside an etcd on the same host. Its name is not that
@@ -94,6 +97,7 @@ func (c Config) Validate() error {
 		_, _, err := net.SplitHostPort(a)
 		bad(err != nil, fmt.Sprintf("listen[%d]", i), "%q must be host:port", a)
 	}
+	errs = append(errs, c.TLS.CheckListen(c.Listen)...)
 	for i, e := range c.Endpoints {
 		u, err := url.Parse(e)
 		bad(err != nil || u.Host == "" && u.Path == "" && u.Opaque == "", fmt.Sprintf("etcd_endpoints[%d]", i), "%q must be https://host:2379", e)
@@ -104,7 +108,7 @@ func (c Config) Validate() error {
 	bad(c.NodeGoneSeconds < 10, "node_gone_seconds", "%g must be at least 10: gossip takes that long to be sure", c.NodeGoneSeconds)
 	bad(c.RetentionHours < 24, "retention_hours", "%g must be at least 24: a request id names its placement for that long", c.RetentionHours)
 	bad(new(slog.Level).UnmarshalText([]byte(c.LogLevel)) != nil, "log_level", "%q must be debug, info, warn or error", c.LogLevel)
-	return errors.Join(append(errs, c.Gossip.Validate(), c.Access.Validate())...)
+	return errors.Join(append(errs, c.Gossip.Validate(), c.TLS.Validate(), c.Access.Validate())...)
 }
 
 func (c Config) nodeGone() time.Duration {

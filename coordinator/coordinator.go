@@ -59,7 +59,8 @@ type Options struct {
 	Etcd *store.Client
 	// View is required.
 	View View
-	// AgentClient makes the client of a node's agent; nil dials addr.
+	// AgentClient makes the client of a node's agent; nil dials addr, with TLS if there
+	// are certificates.
 	AgentClient func(node, addr string) (*agentapi.Client, error)
 	// Listeners are used instead of Config.Listen; Run closes them.
 	Listeners []net.Listener
@@ -86,6 +87,7 @@ type Coordinator struct {
 	events   *ring
 	metrics  *metrics
 	guard    *access.Guard
+	certs    *access.Certificates // nil: no TLS
 	handler  http.Handler
 	ownEtcd  bool
 
@@ -112,13 +114,19 @@ func New(cfg Config, opt Options) (*Coordinator, error) {
 		opt.Version = version()
 	}
 	c := &Coordinator{cfg: cfg, now: cfg, opt: opt, log: opt.Logger, instance: cfg.Name + "." + nonce(), events: newRing(cfg.Name)}
+	if !cfg.TLS.Empty() {
+		var err error
+		if c.certs, err = access.Load(cfg.TLS, c.log); err != nil {
+			return nil, fmt.Errorf("configure coordinator: read certificates: %w", err)
+		}
+	}
 	cl := opt.Etcd
 	if cl == nil {
 		if len(cfg.Endpoints) == 0 {
 			return nil, fmt.Errorf("configure coordinator: %w", &placement.FieldError{Field: "etcd_endpoints", Problem: "is empty: give etcd's addresses, e.g. http://127.0.0.1:2379"})
 		}
 		var err error
-		if cl, err = store.Dial(store.DialConfig{Endpoints: cfg.Endpoints, Username: cfg.Username, Password: cfg.Password, TLS: cfg.TLS}); err != nil {
+		if cl, err = store.Dial(store.DialConfig{Endpoints: cfg.Endpoints, Username: cfg.Username, Password: cfg.Password, TLS: cfg.EtcdTLS}); err != nil {
 			return nil, fmt.Errorf("configure coordinator: %w", err)
 		}
 		c.ownEtcd = true
@@ -129,7 +137,11 @@ func New(cfg Config, opt Options) (*Coordinator, error) {
 
 // wire joins the parts over a record store.
 func (c *Coordinator) wire(records recordStore, living func(context.Context) (map[string]bool, error)) error {
-	c.world = newWorld(records, c.opt.View, c.opt.AgentClient, living)
+	dial := c.opt.AgentClient
+	if dial == nil {
+		dial = c.dialAgent
+	}
+	c.world = newWorld(records, c.opt.View, dial, living)
 	var err error
 	if c.metrics, err = newMetrics(c.opt.Registerer, c); err != nil {
 		return fmt.Errorf("configure coordinator: %w", err)
@@ -168,6 +180,9 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	if len(lns) > 0 {
 		srv := agentapi.NewServer(c.handler, c.log)
 		c.guard.Protect(srv)
+		if c.certs != nil {
+			srv.TLSConfig = c.certs.Server()
+		}
 		g.Go(func() error { return agentapi.Serve(ctx, srv, stopTime, lns...) })
 	}
 	c.log.Info("coordinator runs", "name", c.cfg.Name, "instance", c.instance)
@@ -187,7 +202,7 @@ const stopTime = 5 * time.Second
 
 func (c *Coordinator) listeners() ([]net.Listener, error) {
 	if len(c.opt.Listeners) > 0 {
-		return c.opt.Listeners, nil
+		return c.permitted(c.opt.Listeners)
 	}
 	var lns []net.Listener
 	addrs := c.cfg.Listen
@@ -203,6 +218,17 @@ func (c *Coordinator) listeners() ([]net.Listener, error) {
 			return nil, fmt.Errorf("listen on %s: %w (another coordinator? ss -ltnxp shows it)", addr, err)
 		}
 		lns = append(lns, ln)
+	}
+	return c.permitted(lns)
+}
+
+// permitted closes listeners that must not be served.
+func (c *Coordinator) permitted(lns []net.Listener) ([]net.Listener, error) {
+	if err := c.cfg.TLS.CheckListeners(lns); err != nil {
+		for _, open := range lns {
+			_ = open.Close()
+		}
+		return nil, fmt.Errorf("listen: %w", err)
 	}
 	return lns, nil
 }

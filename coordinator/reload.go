@@ -3,14 +3,22 @@ package coordinator
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"warmd/agent/conf"
 )
 
 // live are the keys that Reload puts into effect.
-var live = []string{"log_level", "gossip.keys_file"}
+var live = []string{"log_level", "gossip.keys_file", "access.read", "access.place", "access.admin"}
 
-func isLive(key string) bool { return slices.Contains(live, key) }
+// isLive reports whether a key can change while the coordinator runs; certificates can
+// where there are some.
+func (c *Coordinator) isLive(key string, cfg Config) bool {
+	if strings.HasPrefix(key, "tls.") {
+		return c.certs.CanTake(cfg.TLS)
+	}
+	return slices.Contains(live, key)
+}
 
 // Reload takes a new configuration into effect, as far as a running coordinator can,
 // and logs by key what needs a restart. With an error nothing has changed.
@@ -20,23 +28,30 @@ func (c *Coordinator) Reload(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("reload configuration: %w", err)
 	}
+	if err := c.certs.Check(cfg.TLS); err != nil {
+		return fmt.Errorf("reload configuration: %w", err)
+	}
 	keys, err := cfg.Gossip.ReadKeys()
 	if err != nil {
 		return fmt.Errorf("reload configuration: %w", err)
 	}
 	if g, ok := c.opt.View.(interface{ SetKeys([][]byte) error }); ok {
-		if err := g.SetKeys(keys); err != nil { // the only step that can fail, so the first
+		if err := g.SetKeys(keys); err != nil { // the last step that can fail
 			return fmt.Errorf("reload configuration: gossip.keys_file: %w", err)
 		}
 	}
 	if c.opt.Level != nil {
 		_ = c.opt.Level.UnmarshalText([]byte(cfg.LogLevel)) // validated
 	}
+	c.guard.SetGroups(cfg.Access)
+	if err := c.certs.Reload(cfg.TLS); err != nil {
+		c.log.Error("new certificate files are not used, the old ones stay", "error", err)
+	}
 	before := c.now
 	c.now = cfg
-	changed := slices.DeleteFunc(conf.Changed(before, cfg), func(key string) bool { return !isLive(key) })
+	changed := slices.DeleteFunc(conf.Changed(before, cfg), func(key string) bool { return !c.isLive(key, cfg) })
 	c.log.Info("configuration read again", "changed", changed)
-	if late := slices.DeleteFunc(conf.Changed(c.cfg, cfg), isLive); len(late) > 0 {
+	if late := slices.DeleteFunc(conf.Changed(c.cfg, cfg), func(key string) bool { return c.isLive(key, cfg) }); len(late) > 0 {
 		c.log.Warn("needs a restart", "keys", late)
 	}
 	return nil

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -58,7 +60,10 @@ func startCoordinator(t testing.TB, name string, etcd *storetest.Etcd, view View
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.Name, cfg.LeaseSeconds, cfg.Endpoints = name, 2, []string{etcd.Endpoint()}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	dir, err := os.MkdirTemp("", "wco") // short: socket paths have 107 bytes
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	ln, err := net.Listen("unix", filepath.Join(dir, "s"))
 	require.NoError(t, err)
 	reg := prometheus.NewRegistry()
 	opt := Options{View: view, Listeners: []net.Listener{ln}, Registerer: reg, Version: "v0.0.0-test"}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	agentapi "warmd/agent/api"
+	"warmd/agent/api/access"
 	"warmd/coordinator/internal/placer"
 	"warmd/coordinator/internal/store"
 	"warmd/coordinator/internal/sweep"
@@ -49,18 +50,20 @@ var (
 )
 
 func newWorld(records recordStore, v View, dial func(node, addr string) (*agentapi.Client, error), living func(context.Context) (map[string]bool, error)) *world {
-	if dial == nil {
-		dial = dialAgent
-	}
 	return &world{recordStore: records, Mirror: store.NewMirror(), View: v, dial: dial, living: living, health: newHealth(), clients: map[clientKey]*agentapi.Client{}}
 }
 
-func dialAgent(node, addr string) (*agentapi.Client, error) {
+// dialAgent calls a node by its name: the certificate must be for that, whatever the
+// address that gossip gave.
+func (c *Coordinator) dialAgent(node, addr string) (*agentapi.Client, error) {
 	if addr == "" {
 		return nil, placement.Errorf(placement.CodeUnavailable, "node %s has no fleet address", node).
 			WithHint("set a TCP listen address in its agent's configuration")
 	}
-	return agentapi.NewClient(addr, nil)
+	if c.certs == nil {
+		return agentapi.NewClient(addr, nil)
+	}
+	return agentapi.NewClient("https://"+addr, agentapi.NewTransport(c.certs.Client(node, access.UnitAgent)))
 }
 
 // Fleet is the nodes that have an agent. Coordinators are members of the gossip too,

@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,13 +57,18 @@ func answerPanics(h http.Handler, log *slog.Logger) http.Handler {
 	})
 }
 
-// Serve serves on every listener until ctx ends, then waits at most grace for
+// Serve serves on every listener (with TLS on those of TCP, if srv has a TLSConfig) until ctx ends, then waits at most grace for
 // requests under way. It closes the listeners.
 func Serve(ctx context.Context, srv *http.Server, grace time.Duration, lns ...net.Listener) error {
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
 	errs := make(chan error, len(lns))
 	for _, ln := range lns {
-		go func() { errs <- srv.Serve(&limitListener{Listener: ln, slots: make(chan struct{}, maxConns)}) }()
+		tcp := ln.Addr().Network() != "unix"
+		ln = &limitListener{Listener: ln, slots: make(chan struct{}, maxConns)}
+		if tcp && srv.TLSConfig != nil {
+			ln = tls.NewListener(ln, srv.TLSConfig) // on the outside: net/http must see that it is TLS
+		}
+		go func() { errs <- srv.Serve(ln) }()
 	}
 	var first error
 	left := len(lns)

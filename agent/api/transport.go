@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"warmd/agent/api/access"
 	"warmd/placement"
 )
 
@@ -28,8 +30,8 @@ type Conn struct {
 const MaxAnswer = 64 << 20
 
 // NewConn makes a Conn for an address: "unix:///run/warmd/agent.sock" or a path,
-// "http://host:port", "host:port". rt overrides the transport (mTLS, tests); nil
-// takes the default.
+// "http://host:port", "host:port". rt overrides the transport (tests, and mutual TLS:
+// see [NewTransport]); nil takes the default.
 func NewConn(addr string, rt http.RoundTripper) (*Conn, error) {
 	path, isUnix := strings.CutPrefix(addr, "unix://")
 	if isUnix || strings.HasPrefix(addr, "/") || strings.HasPrefix(addr, "./") {
@@ -50,12 +52,18 @@ func NewConn(addr string, rt http.RoundTripper) (*Conn, error) {
 		return nil, &placement.FieldError{Field: "server", Problem: fmt.Sprintf("%q must be unix:///path, http://host:port or https://host:port", addr)}
 	}
 	if rt == nil {
-		rt = &http.Transport{
-			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-			MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
-		}
+		rt = NewTransport(nil)
 	}
 	return &Conn{base: strings.TrimRight(u.String(), "/"), http: &http.Client{Transport: rt}}, nil
+}
+
+// NewTransport is the transport of TCP connections; with a configuration, https
+// addresses are called with it.
+func NewTransport(c *tls.Config) *http.Transport {
+	return &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, TLSHandshakeTimeout: 5 * time.Second, TLSClientConfig: c,
+	}
 }
 
 // Close drops idle connections.
@@ -112,7 +120,11 @@ func (c *Conn) Open(ctx context.Context, method, path string, in any, header htt
 	defer resp.Body.Close()
 	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	e := new(placement.Error)
-	if json.Unmarshal(raw, e) != nil || e.Code == "" {
+	switch {
+	case json.Unmarshal(raw, e) == nil && e.Code != "":
+	case bytes.Contains(raw, []byte("HTTP request to an HTTPS server")): // net/http says it, before any handler
+		e = placement.Errorf(placement.CodeUnauthorized, "the server at %s speaks TLS", c.base).WithHint("call https://%s", strings.TrimPrefix(c.base, "http://"))
+	default:
 		e = placement.Errorf(placement.CodeInternal, "%s %s: %s: %.200s", method, path, resp.Status, bytes.TrimSpace(raw))
 	}
 	return nil, e
@@ -144,6 +156,9 @@ func Stream[T any](ctx context.Context, c *Conn, method, path string, in any, ea
 }
 
 func unreachable(err error) *placement.Error {
+	if what, hint, ok := access.Explain(err); ok {
+		return placement.Errorf(placement.CodeUnavailable, "reach server: %s", what).WithHint("%s", hint)
+	}
 	e := placement.Errorf(placement.CodeUnavailable, "reach server: %v", trimURL(err))
 	return e.WithHint("is it running? systemctl status warmd-agent warmd-coordinator, or start `warmd dev`")
 }

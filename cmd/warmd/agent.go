@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -17,7 +18,7 @@ func agentCommand() *cli.Command {
 	return &cli.Command{
 		Name: "agent", Usage: "run the agent of this host", HideHelpCommand: true,
 		Description: "warmd agent --config /etc/warmd/agent.toml\n" +
-			"warmd agent --name gpu1 --listen 10.0.0.1:7710 --gossip 10.0.0.1:7946 --join 10.0.0.2\n\n" +
+			"warmd agent --name gpu1 --listen 127.0.0.1:7710 --gossip 127.0.0.1:7946\n\n" +
 			"Ending the agent ends no engine: the next agent finds them. --end-engines is for hosts without systemd.",
 		Flags: slices.Concat(configFlags("/etc/warmd/agent.toml"), []cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the node in the fleet; default: the host's name"},
@@ -33,7 +34,7 @@ func agentCommand() *cli.Command {
 			&cli.IntFlag{Name: "slots", Usage: "`N` placements at once on cpu-0"},
 			&cli.BoolFlag{Name: "end-engines", Usage: "end every engine when this agent ends"},
 			logFlag(),
-		}, gossipFlags()),
+		}, tlsFlags(), gossipFlags()),
 		Action: runAgent,
 	}
 }
@@ -80,7 +81,7 @@ func agentConfig(c *cli.Context) (agent.Config, error) {
 	if err := agentFlags(l, &cfg); err != nil {
 		return cfg, err
 	}
-	return cfg, l.settle(read, cfg.Validate())
+	return cfg, l.settle(read, cfg.Validate(), cfg.TLS)
 }
 
 // agentFlags lays the flags over the configuration.
@@ -118,7 +119,7 @@ func agentFlags(l layers, cfg *agent.Config) error {
 		cfg.Devices["cpu-0"] = d
 	}
 	cfg.EndEngines, cfg.Version = c.Bool("end-engines"), version
-	return l.gossip(&cfg.Gossip)
+	return errors.Join(l.tls(&cfg.TLS), l.gossip(&cfg.Gossip))
 }
 
 // absolute makes paths of flags absolute: a daemon has no current folder to speak of.

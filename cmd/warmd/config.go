@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"warmd/agent/api/access"
 	"warmd/agent/conf"
 	"warmd/agent/gossip"
 	"warmd/systemd"
@@ -50,9 +51,25 @@ func (l layers) gossip(to *gossip.Settings) error {
 }
 
 // settle joins what is wrong with the file and with the values that came of it all.
-// Values are looked at even when keys are wrong: an operator wants every problem.
-func (l layers) settle(read, valid error) error {
+// Values are looked at even when keys are wrong: an operator wants every problem. Who
+// only checks wants to hear of the files that are named, too; a daemon reads them itself.
+func (l layers) settle(read, valid error, certs access.Files) error {
+	if l.c.Bool("check-config") {
+		valid = errors.Join(valid, certs.Probe())
+	}
 	return errors.Join(read, l.file.Locate(valid))
+}
+
+func (l layers) tls(to *access.Files) error {
+	return errors.Join(l.path("tls-ca", "tls.ca", &to.CA), l.path("tls-cert", "tls.cert", &to.Cert), l.path("tls-key", "tls.key", &to.Key))
+}
+
+func tlsFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "tls-ca", Usage: "`FILE` with the CAs of the fleet; needed to listen where other hosts can call"},
+		&cli.StringFlag{Name: "tls-cert", Usage: "`FILE` with the certificate of this process"},
+		&cli.StringFlag{Name: "tls-key", Usage: "`FILE` with its private key"},
+	}
 }
 
 func configFlags(example string) []cli.Flag {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -24,7 +25,7 @@ func coordinatorCommand() *cli.Command {
 			&cli.StringFlag{Name: "socket", DefaultText: coordinator.DefaultConfig().Socket, Usage: "`PATH` of the Unix socket"},
 			&cli.StringSliceFlag{Name: "listen", Usage: "`HOST:PORT` for clients; may be repeated"},
 			logFlag(),
-		}, gossipFlags()),
+		}, tlsFlags(), gossipFlags()),
 		Action: runCoordinator,
 	}
 }
@@ -73,8 +74,8 @@ func coordinatorConfig(c *cli.Context) (coordinator.Config, error) {
 	if err := l.path("socket", "socket", &cfg.Socket); err != nil {
 		return cfg, err
 	}
-	if err := l.gossip(&cfg.Gossip); err != nil {
+	if err := errors.Join(l.tls(&cfg.TLS), l.gossip(&cfg.Gossip)); err != nil {
 		return cfg, err
 	}
-	return cfg, l.settle(read, cfg.Validate())
+	return cfg, l.settle(read, cfg.Validate(), cfg.TLS)
 }

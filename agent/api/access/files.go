@@ -45,6 +45,19 @@ func (f Files) Validate() error {
 	return errors.Join(errs...)
 }
 
+// Probe reads files of the right form and says what is wrong with them, or with their
+// time.
+func (f Files) Probe() error {
+	if f.Empty() || f.Validate() != nil {
+		return nil
+	}
+	m, err := read(f)
+	if err != nil {
+		return err
+	}
+	return m.problem(time.Now())
+}
+
 type file struct{ key, path string }
 
 func (f Files) each() [3]file { return [3]file{{"ca", f.CA}, {"cert", f.Cert}, {"key", f.Key}} }
@@ -106,9 +119,25 @@ func Load(f Files, log *slog.Logger) (*Certificates, error) {
 	return c, nil
 }
 
+// CanTake reports whether Reload takes other files into use. TLS cannot be begun, nor
+// ended, while a server runs.
+func (c *Certificates) CanTake(f Files) bool { return c != nil && !f.Empty() }
+
+// Check reads files that Reload is going to take.
+func (c *Certificates) Check(f Files) error {
+	if !c.CanTake(f) {
+		return nil
+	}
+	_, err := read(f)
+	return err
+}
+
 // Reload takes other files, or looks at the same ones at once. After an error the old
 // ones stay in use.
 func (c *Certificates) Reload(f Files) error {
+	if !c.CanTake(f) {
+		return nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := stamps(f)
