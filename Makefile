@@ -4,13 +4,15 @@ export CGO_CFLAGS += -Wno-deprecated-declarations
 # Python must write and use bytecode: without it every engine start recompiles 20,000 files.
 unexport PYTHONDONTWRITEBYTECODE
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+VERSION ?= $(shell packaging/version.sh)
+BIN     ?= bin
 LDFLAGS := -s -w -X main.version=$(VERSION)
 # NVML is found at run time: with -z now (Ubuntu's default) the binary would not even start on a host without it.
 LAZY    := -extldflags=-Wl,-z,lazy
 # What takes long to make (a vLLM of 5 GB, a linter) is kept between checkouts.
 CACHE   ?= $(or $(WARMD_CACHE),$(HOME)/.cache/warmd)
 LINT    := $(CACHE)/tools/golangci-lint-v2.15.0
+NFPM    := $(CACHE)/tools/nfpm-v2.45.2
 PYTOOLS := $(CACHE)/tools/py-1
 ETCD_VERSION := 3.7.3
 ETCD    := $(CACHE)/tools/etcd-$(ETCD_VERSION)
@@ -20,18 +22,25 @@ python   = $(WARMD_TEST_RUNTIMES)/vllm-$(1)/venv/bin/python
 export WARMD_TEST_RUNTIMES := $(CACHE)/runtimes
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench test check test-go test-python test-real test-hosts host-tools fmt lint generate runtimes clean
+.PHONY: help build packages packages-check demo bench test check test-go test-python test-real test-hosts host-tools fmt lint generate runtimes clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
 
-build: bin/warmd bin/warmctl ## build bin/warmd and bin/warmctl
+build: $(BIN)/warmd $(BIN)/warmctl ## build bin/warmd and bin/warmctl
 
-bin/warmd: FORCE
-	@mkdir -p bin && go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS) $(LAZY)' -o $@ ./cmd/warmd
-bin/warmctl: FORCE
-	@mkdir -p bin && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ ./cmd/warmctl
+$(BIN)/warmd: FORCE
+	@mkdir -p $(BIN) && go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS) $(LAZY)' -o $@ ./cmd/warmd
+$(BIN)/warmctl: FORCE
+	@mkdir -p $(BIN) && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ ./cmd/warmctl
 FORCE:
+
+packages: $(NFPM) ## build the .deb and .rpm of warmd and warmctl in dist/
+	@VERSION='$(VERSION)' NFPM='$(NFPM)' packaging/build.sh dist
+
+packages-check: $(NFPM) ## build them twice, in two folders, compare, and look at what is in them
+	@for t in lintian rpm shellcheck; do command -v $$t >/dev/null || apt-get install -qy --no-install-recommends $$t; done
+	WARMD_TEST_PACKAGES='$(NFPM)' go test -count=1 -v ./packaging
 
 demo: build ## place a model cold and warm on real vLLM, print tokens and the comparison
 	@bin/warmd demo --root '$(WARMD_TEST_RUNTIMES)' --vllm $(VLLM)
@@ -96,6 +105,9 @@ $(ETCD):
 
 $(LINT):
 	@echo 'installing golangci-lint (once)'; mkdir -p $(dir $@)tmp && GOBIN=$(dir $@)tmp go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 && mv $(dir $@)tmp/golangci-lint $@
+
+$(NFPM):
+	@echo 'installing nfpm (once)'; mkdir -p $(dir $@)tmp && GOBIN=$(dir $@)tmp go install github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2 && mv $(dir $@)tmp/nfpm $@
 
 $(PYTOOLS)/ok:
 	@echo 'installing pytest and ruff (once)'; mkdir -p $(PYTOOLS) && python3 -m venv $(PYTOOLS) && $(PYTOOLS)/bin/pip install -q pytest==9.2.0 ruff==0.17.6 && touch $@

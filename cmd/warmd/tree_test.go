@@ -18,6 +18,7 @@ var allowed = map[string][]string{
 	"warmd/cmd/warmd":               {"agent", "agent/api", "agent/api/access", "agent/conf", "agent/gossip", "agent/runtime", "cmd/internal/*", "coordinator", "coordinator/api", "placement", "systemd"},
 	"warmd/cmd/warmctl":             {"agent/api", "cmd/internal/*", "coordinator/api", "placement"},
 	"warmd/cmd/internal/*":          {},
+	"warmd/packaging":               {},
 	"warmd/placement":               {},
 	"warmd/systemd":                 {},
 	"warmd/agent":                   {"agent/api", "agent/api/access", "agent/conf", "agent/gossip", "agent/internal/*", "agent/runtime", "placement", "systemd"},
