@@ -63,6 +63,29 @@ func TestTheJournalRemembers(t *testing.T) {
 	require.Zero(t, again.damaged)
 }
 
+// TestAJournalOfTheNextVersionIsRead: an agent that is downgraded goes on. It neither
+// knows the fields and entries that were added, nor takes them for damage.
+func TestAJournalOfTheNextVersionIsRead(t *testing.T) {
+	dir := t.TempDir()
+	var raw []byte
+	for _, entry := range []string{
+		`{"p":{"placement":{"id":"a","state":"ready","attempt":1,"request":{"model":"m","later":[1]},"later":{}},"worker_record":{"id":"w0","later":1},"later":"x"},"later":0}`,
+		`{"w":{"worker":"w1","device":"cpu-0","runtime":"v","record":{"id":"w1","later":1},"later":{"x":null}}}`,
+		`{"later":{"something":"else"}}`,
+		`{"d":true,"later":1}`,
+	} {
+		raw = append(raw, frame([]byte(entry))...)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, journalFile), raw, 0o600))
+	j := openJournal(t, dir)
+	require.Zero(t, j.damaged)
+	require.Equal(t, map[string]placement.State{"a": placement.Ready}, states(j))
+	require.Contains(t, j.parked(), "w1")
+	require.Len(t, j.workerRecords(), 2)
+	require.Contains(t, string(j.parked()["w1"].Record), "later", "what belongs to the worker is kept as it is")
+	require.True(t, j.state.draining)
+}
+
 func TestTwoAgentsDoNotShareAJournal(t *testing.T) {
 	dir := t.TempDir()
 	openJournal(t, dir)

@@ -45,6 +45,15 @@ func TestAManifestIsReadBackAsItWasWritten(t *testing.T) {
 	}
 }
 
+// TestAManifestOfTheNextVersionIsRead: runtimes outlive a downgrade.
+func TestAManifestOfTheNextVersionIsRead(t *testing.T) {
+	later := strings.Replace(goodManifest, `{"name"`, `{"later":{"x":[1]},"name"`, 1)
+	m, err := Load(writeRuntime(t, t.TempDir(), "v", later))
+	if err != nil || m.Env["A"] != "1" || m.Python != "/p" {
+		t.Fatalf("%+v %v", m, err)
+	}
+}
+
 func TestWhatIsNoRuntimeIsAProblemThatSaysWhatToDo(t *testing.T) {
 	for name, c := range map[string]struct{ body, message string }{
 		"unfinished":      {"", "was not finished"},

@@ -2,8 +2,11 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -85,6 +88,31 @@ func TestWorkersOfAKilledAgentAreFoundWithoutAnyRecord(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, Warm, a.Info().State)
 	})
+}
+
+// TestWorkersOfTheNextVersionsAgentAreAdopted: an agent that is downgraded finds files
+// with fields that it does not know, and goes on with the workers and their zygote.
+func TestWorkersOfTheNextVersionsAgentAreAdopted(t *testing.T) {
+	h := fakeHost(t)
+	first, stop := h.agent()
+	w := h.fork(first, "w1")
+	zygote := waitZygote(t, first, isUp).PID
+	stop()
+	for _, file := range []string{w.dir() + "/" + workerFile, filepath.Dir(w.dir()) + "/" + zygoteFile} {
+		b, err := os.ReadFile(file)
+		require.NoError(t, err)
+		later := strings.ReplaceAll(string(b), "{", `{"later":{"x":[1]},`)
+		require.True(t, json.Valid([]byte(later)), later)
+		require.NoError(t, os.WriteFile(file, []byte(later), 0o640))
+	}
+	second, _ := h.agent()
+	found, err := second.Found(within(t, 2*time.Second))
+	require.NoError(t, err)
+	require.Len(t, found, 1)
+	a, err := second.Adopt(within(t, 2*time.Second), found[0])
+	require.NoError(t, err)
+	require.Equal(t, Warm, a.Info().State)
+	require.Equal(t, zygote, waitZygote(t, second, isUp).PID, "no other zygote was started")
 }
 
 func TestPidOfAnotherProcessIsNeverAdoptedOrKilled(t *testing.T) {
