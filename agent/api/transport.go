@@ -155,9 +155,15 @@ func Stream[T any](ctx context.Context, c *Conn, method, path string, in any, ea
 	}
 }
 
+// FieldTLS is the Field of an error that says that a server is there, and that it or we
+// have no certificate that the other one takes.
+const FieldTLS = "tls"
+
 func unreachable(err error) *placement.Error {
 	if what, hint, ok := access.Explain(err); ok {
-		return placement.Errorf(placement.CodeUnavailable, "reach server: %s", what).WithHint("%s", hint)
+		e := placement.Errorf(placement.CodeUnavailable, "reach server: %s", what).WithHint("%s", hint)
+		e.Field = FieldTLS
+		return e
 	}
 	e := placement.Errorf(placement.CodeUnavailable, "reach server: %v", trimURL(err))
 	return e.WithHint("is it running? systemctl status warmd-agent warmd-coordinator, or start `warmd dev`")

@@ -31,7 +31,9 @@ const addressHelp = `The coordinator is the first of --server, $WARMD_SERVER, an
   $XDG_RUNTIME_DIR/warmd/coordinator.sock
   ~/.local/share/warmd/dev/coordinator.sock (warmd dev)
   /run/warmd/coordinator.sock (the service)
-The agent is found the same way: --agent, $WARMD_AGENT, agent.sock in those folders.`
+The agent is found the same way: --agent, $WARMD_AGENT, agent.sock in those folders.
+
+` + tlsHelp
 
 // coordinatorAddress and agentAddress apply the rule.
 func (c *call) coordinatorAddress() address {

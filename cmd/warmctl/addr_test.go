@@ -72,7 +72,7 @@ func TestAddressIsTheFirstThatIsNamedOrThere(t *testing.T) {
 
 // TestPermissionDeniedNamesTheGroup: the most likely cause after installing.
 func TestPermissionDeniedNamesTheGroup(t *testing.T) {
-	err := explainUnreached("dial unix /run/warmd/agent.sock: connect: permission denied", address{role: "agent", addr: "unix:///run/warmd/agent.sock"})
+	err := explainUnreached(nil, "dial unix /run/warmd/agent.sock: connect: permission denied", address{role: "agent", addr: "unix:///run/warmd/agent.sock"})
 	require.ErrorContains(t, err, "reach agent at unix:///run/warmd/agent.sock: permission denied")
 	require.ErrorContains(t, err, "usermod -aG warmd")
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	agentapi "warmd/agent/api"
+	"warmd/agent/api/access"
 	coordapi "warmd/coordinator/api"
 	"warmd/placement"
 )
@@ -21,7 +22,11 @@ type answerer struct {
 
 func (c *call) coordinator() (*coordapi.Client, address, error) {
 	a := c.coordinatorAddress()
-	k, err := coordapi.NewClient(a.addr, nil)
+	addr, rt, err := c.connect(a, access.UnitCoordinator)
+	if err != nil {
+		return nil, a, err
+	}
+	k, err := coordapi.NewClient(addr, rt)
 	if err != nil {
 		return nil, a, badAddress(a, err)
 	}
@@ -31,7 +36,11 @@ func (c *call) coordinator() (*coordapi.Client, address, error) {
 
 func (c *call) agent() (*agentapi.Client, address, error) {
 	a := c.agentAddress()
-	k, err := agentapi.NewClient(a.addr, nil)
+	addr, rt, err := c.connect(a, access.UnitAgent)
+	if err != nil {
+		return nil, a, err
+	}
+	k, err := agentapi.NewClient(addr, rt)
 	if err != nil {
 		return nil, a, badAddress(a, err)
 	}
@@ -65,11 +74,11 @@ func ask[T any](c *call, coord func(*coordapi.Client) (T, error), agent func(*ag
 	if why == "" {
 		return got, answerer{role: "coordinator"}, err
 	}
-	first := explainUnreached(why, at)
+	first := explainUnreached(err, why, at)
 	got, err = askAgent(c, agent)
 	if _, ok := errors.AsType[*unreached](err); ok || isBadAddress(err) {
 		both := placement.AsError(first)
-		return none, answerer{}, placement.Errorf(placement.CodeUnavailable, "%s; nor %s", both.Message, placement.AsError(err).Message).
+		return none, answerer{}, placement.Errorf(both.Code, "%s; nor %s", both.Message, placement.AsError(err).Message).
 			WithHint("%s", both.Hint)
 	}
 	return got, answerer{role: "agent", instead: placement.AsError(first).Message}, err
@@ -83,7 +92,7 @@ func askAgent[T any](c *call, agent func(*agentapi.Client) (T, error)) (T, error
 	}
 	got, err := agent(k)
 	if why := c.notReached(err); why != "" {
-		return none, explainUnreached(why, at)
+		return none, explainUnreached(err, why, at)
 	}
 	return got, err
 }
@@ -97,7 +106,7 @@ func onCoordinator[T any](c *call, coord func(*coordapi.Client) (T, error)) (T, 
 	}
 	got, err := coord(k)
 	if why := c.notReached(err); why != "" {
-		return got, explainUnreached(why, at)
+		return got, explainUnreached(err, why, at)
 	}
 	return got, err
 }
@@ -148,13 +157,15 @@ func isBadAddress(err error) bool {
 }
 
 // explainUnreached names the address that was tried and says what to do.
-func explainUnreached(cause string, a address) error {
+func explainUnreached(err error, cause string, a address) error {
 	short := cause
 	if i := strings.LastIndex(cause, "connect: "); i >= 0 {
 		short = cause[i+len("connect: "):] // the address is in the message already
 	}
 	e := placement.Errorf(placement.CodeUnavailable, "reach %s at %s: %s", a.role, a.addr, short)
-	switch {
+	switch was := placement.AsError(err); {
+	case was != nil && was.Field == agentapi.FieldTLS: // somebody answers there: it is about who we are, or they
+		e.Code, e.Hint = placement.CodeUnauthorized, was.Hint
 	case strings.Contains(cause, "permission denied"):
 		e.Hint = "the socket belongs to group warmd: sudo usermod -aG warmd $USER, then log in again"
 	case a.given != "":

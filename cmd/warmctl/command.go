@@ -45,6 +45,9 @@ func globalFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "server", Usage: "`ADDR`: the coordinator, as unix:///path, host:port or https://host:port (env WARMD_SERVER)"},
 		&cli.StringFlag{Name: "agent", Usage: "`ADDR`: an agent, in the same forms (env WARMD_AGENT); without --server, commands that an agent can answer ask it alone"},
+		&cli.StringFlag{Name: "tls-ca", Usage: "`FILE`: CAs that servers must be signed by, for https (env WARMD_TLS_CA)"},
+		&cli.StringFlag{Name: "tls-cert", Usage: "`FILE`: our certificate (env WARMD_TLS_CERT)"},
+		&cli.StringFlag{Name: "tls-key", Usage: "`FILE`: its private key (env WARMD_TLS_KEY)"},
 		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table", Usage: "`FORMAT`: table or json"},
 	}
 }

@@ -93,9 +93,9 @@ func candidates(c *call, before []string, cur string) []candidate {
 	return positionals(c, cmd.complete)
 }
 
-// remember keeps a server address from the line, so that it is the one asked.
+// remember keeps a server address from the line, so that it is the one asked, and how.
 func (c *call) remember(f cli.Flag, value string) {
-	if name := f.Names()[0]; name == "server" || name == "agent" {
+	if name := f.Names()[0]; name == "server" || name == "agent" || strings.HasPrefix(name, "tls-") {
 		_ = c.flags.Set(name, value)
 	}
 }

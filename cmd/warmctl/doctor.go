@@ -29,8 +29,8 @@ func doctorCommand() command {
 	return command{
 		name: "doctor", short: "check this host and say what to do",
 		long: `Looks at the servers, Python, the installed runtimes, the GPU driver, memory, disk,
-groups and the clock. It changes nothing and needs no rights. The exit code is 1 when
-something is broken; warnings leave it 0.`,
+groups, the clock and certificates. It changes nothing and needs no rights. The exit
+code is 1 when something is broken; warnings leave it 0.`,
 		examples: []example{
 			{"warmctl doctor", ""},
 			{"warmctl doctor -o json | jq '.findings[] | select(.status != \"ok\")'", "only what is wrong"},
@@ -51,7 +51,7 @@ func runDoctor(c *call) error {
 	}
 	data := cmp.Or(c.flags.String("data"), filepath.Dir(runtimes))
 	findings := slices.Concat(
-		checkServers(c), h.checkPython(c.ctx), h.checkRuntimes(runtimes), h.checkGPU(), h.checkMemory(), h.checkDisk(data), h.checkGroup(), h.checkClock())
+		checkServers(c), h.checkPython(c.ctx), h.checkRuntimes(runtimes), h.checkGPU(), h.checkMemory(), h.checkDisk(data), h.checkGroup(), h.checkClock(), h.checkCertificates(c.tlsFiles()))
 	bad, doubtful := 0, 0
 	for _, f := range findings {
 		switch f.Status {

@@ -128,7 +128,7 @@ func serverDown(c *call, at address, err error) finding {
 	if why == "" {
 		return finding{role, broken, placement.AsError(err).Message, placement.AsError(err).Hint}
 	}
-	e := placement.AsError(explainUnreached(why, at))
+	e := placement.AsError(explainUnreached(err, why, at))
 	path, isSocket := strings.CutPrefix(at.addr, "unix://")
 	if _, statErr := os.Stat(path); at.given == "" && isSocket && os.IsNotExist(statErr) {
 		return finding{role, warn, "not started (no socket " + path + ")", e.Hint}

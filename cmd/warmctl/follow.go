@@ -76,7 +76,7 @@ func (c *call) place(req placement.Request) (p placement.Placement, note string,
 		}
 		if !broken || try == followTries || ctx.Err() != nil {
 			if cause != "" {
-				err = explainUnreached(cause, at)
+				err = explainUnreached(err, cause, at)
 			}
 			return p, "", placeError(err, id, req)
 		}

@@ -106,4 +106,6 @@ func wrapText(s string, width int) []string {
 	return append(lines, line)
 }
 
-func indent(s, by string) string { return by + strings.ReplaceAll(s, "\n", "\n"+by) }
+func indent(s, by string) string {
+	return by + strings.ReplaceAll(strings.ReplaceAll(s, "\n", "\n"+by), "\n"+by+"\n", "\n\n")
+}

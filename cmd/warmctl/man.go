@@ -31,6 +31,7 @@ func manProgram() string {
 	m.Section("ENVIRONMENT")
 	m.Term("WARMD_SERVER", "address of the coordinator")
 	m.Term("WARMD_AGENT", "address of the agent")
+	m.Term("WARMD_TLS_CA, WARMD_TLS_CERT, WARMD_TLS_KEY", "files of TLS, see ADDRESSES")
 	m.Term("TRACEPARENT", "W3C trace context that the trace of a placement joins")
 	m.Term("COLUMNS", "width of the terminal, for warmctl trace")
 	m.Term("LC_ALL, LC_CTYPE, LANG", "without UTF-8 in them warmctl trace draws with ASCII")

@@ -16,7 +16,7 @@ import (
 // decision somebody makes in this file.
 var allowed = map[string][]string{
 	"warmd/cmd/warmd":               {"agent", "agent/api", "agent/api/access", "agent/conf", "agent/gossip", "agent/runtime", "cmd/internal/*", "coordinator", "coordinator/api", "placement", "systemd"},
-	"warmd/cmd/warmctl":             {"agent/api", "cmd/internal/*", "coordinator/api", "placement"},
+	"warmd/cmd/warmctl":             {"agent/api", "agent/api/access", "agent/api/access/pki", "cmd/internal/*", "coordinator/api", "placement"},
 	"warmd/cmd/internal/*":          {},
 	"warmd/packaging":               {},
 	"warmd/placement":               {},

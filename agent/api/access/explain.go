@@ -25,15 +25,15 @@ type ServerError struct {
 func (e *ServerError) Unwrap() error { return e.Err }
 
 func (e *ServerError) Error() string {
-	who := "the server's certificate (" + subject(e.Cert) + ") "
-	if err := outsideItsTime(e.Cert, e.now); err != nil {
+	who := "the server's certificate (" + Subject(e.Cert) + ") "
+	if err := OutsideItsTime(e.Cert, e.now); err != nil {
 		return who + err.Error()
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](e.Err); ok {
 		return fmt.Sprintf("%sis signed by %q, which is not in %s", who, e.Cert.Issuer.CommonName, e.CAFile)
 	}
 	if _, ok := errors.AsType[x509.HostnameError](e.Err); ok {
-		return fmt.Sprintf("%sis for %s, not for %s", who, names(e.Cert), e.Name)
+		return fmt.Sprintf("%sis for %s, not for %s", who, Names(e.Cert), e.Name)
 	}
 	if errors.Is(e.Err, errUnit) {
 		return who + "is not that of a server of kind " + e.Unit
@@ -45,7 +45,7 @@ func (e *ServerError) Error() string {
 func (e *ServerError) Hint() string {
 	issue := fmt.Sprintf("warmctl pki issue %s %s", e.Unit, e.Cert.Subject.CommonName)
 	switch {
-	case outsideItsTime(e.Cert, e.now) != nil:
+	case OutsideItsTime(e.Cert, e.now) != nil:
 		return "check the clocks of both hosts (timedatectl), or replace the certificate: " + issue
 	case errors.Is(e.Err, errUnit):
 		return "is this the address of another server? Its certificate must have OU=" + e.Unit

@@ -247,14 +247,14 @@ func intermediates(pair tls.Certificate) *x509.CertPool {
 
 // problem says that a certificate is outside its time.
 func (m *material) problem(now time.Time) error {
-	if err := outsideItsTime(m.pair.Leaf, now); err != nil {
+	if err := OutsideItsTime(m.pair.Leaf, now); err != nil {
 		return fileError("cert", "%s %v", m.files.Cert, err)
 	}
 	return nil
 }
 
-// outsideItsTime says that a certificate has expired, or is not valid yet.
-func outsideItsTime(c *x509.Certificate, now time.Time) error {
+// OutsideItsTime says that a certificate has expired, or is not valid yet.
+func OutsideItsTime(c *x509.Certificate, now time.Time) error {
 	switch {
 	case now.After(c.NotAfter):
 		return fmt.Errorf("expired at %s; this host's clock says %s", clock(c.NotAfter), clock(now))

@@ -59,8 +59,8 @@ func (c *Certificates) verify(chain []*x509.Certificate, name, unit string) erro
 	return nil
 }
 
-// names are who a certificate is for, as people write it.
-func names(c *x509.Certificate) string {
+// Names are who a certificate is for, as people write it.
+func Names(c *x509.Certificate) string {
 	all := slices.Clone(c.DNSNames)
 	for _, ip := range c.IPAddresses {
 		all = append(all, ip.String())
@@ -71,7 +71,7 @@ func names(c *x509.Certificate) string {
 	return strings.Join(all, ", ")
 }
 
-// subject is a certificate in one word.
-func subject(c *x509.Certificate) string {
+// Subject is a certificate in one word.
+func Subject(c *x509.Certificate) string {
 	return fmt.Sprintf("CN=%s,OU=%s", c.Subject.CommonName, strings.Join(c.Subject.OrganizationalUnit, "+"))
 }
