@@ -36,11 +36,11 @@ $(BIN)/warmctl: FORCE
 FORCE:
 
 packages: $(NFPM) ## build the .deb and .rpm of warmd and warmctl in dist/
-	@VERSION='$(VERSION)' NFPM='$(NFPM)' packaging/build.sh dist
+	@rm -rf dist && VERSION='$(VERSION)' NFPM='$(NFPM)' packaging/build.sh dist
 
-packages-check: $(NFPM) ## build them twice, in two folders, compare, and look at what is in them
+packages-check: packages ## look at what is in them, and build them again in another folder: the same bytes
 	@for t in lintian rpm shellcheck; do command -v $$t >/dev/null || apt-get install -qy --no-install-recommends $$t; done
-	WARMD_TEST_PACKAGES='$(NFPM)' go test -count=1 -v ./packaging
+	WARMD_TEST_PACKAGES='$(CURDIR)/dist' NFPM='$(NFPM)' VERSION='$(VERSION)' go test -count=1 -v ./packaging
 
 demo: build ## place a model cold and warm on real vLLM, print tokens and the comparison
 	@bin/warmd demo --root '$(WARMD_TEST_RUNTIMES)' --vllm $(VLLM)

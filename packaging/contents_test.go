@@ -113,7 +113,7 @@ func TestProgramsRunOnTheDistributionsThatArePromised(t *testing.T) {
 		dir := t.TempDir()
 		output(t, "dpkg-deb", "-x", dist[pkg+"-deb"], dir)
 		path := filepath.Join(dir, "usr/bin", pkg)
-		assert.Contains(t, output(t, path, "--version"), testVersion)
+		assert.Contains(t, output(t, path, "--version"), version)
 		f, err := elf.Open(path)
 		require.NoError(t, err)
 		defer f.Close()
