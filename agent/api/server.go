@@ -57,10 +57,18 @@ func answerPanics(h http.Handler, log *slog.Logger) http.Handler {
 	})
 }
 
-// Serve serves on every listener (with TLS on those of TCP, if srv has a TLSConfig) until ctx ends, then waits at most grace for
-// requests under way. It closes the listeners.
+// inHand is what requests that came before the end get to be finished undisturbed;
+// after it, those that wait or stream hear of the end.
+const inHand = 300 * time.Millisecond
+
+// Serve serves on every listener (with TLS on those of TCP, if srv has a TLSConfig)
+// until ctx ends. Then it takes no more, closes idle
+// connections, and waits at most grace for requests under way. It closes the
+// listeners; a client that calls a socket of systemd's waits there for our successor.
 func Serve(ctx context.Context, srv *http.Server, grace time.Duration, lns ...net.Listener) error {
-	srv.BaseContext = func(net.Listener) context.Context { return ctx }
+	base, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	srv.BaseContext = func(net.Listener) context.Context { return base }
 	errs := make(chan error, len(lns))
 	for _, ln := range lns {
 		tcp := ln.Addr().Network() != "unix"
@@ -79,6 +87,7 @@ func Serve(ctx context.Context, srv *http.Server, grace time.Duration, lns ...ne
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
+	defer time.AfterFunc(min(inHand, grace), end).Stop()
 	if err := srv.Shutdown(stop); err != nil {
 		_ = srv.Close()
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"warmd/agent/api/access"
@@ -91,23 +92,17 @@ func (c *Conn) Do(ctx context.Context, method, path string, in, out any) error {
 // Open sends the request and returns the answer with its body still open, or the
 // refusal as *placement.Error.
 func (c *Conn) Open(ctx context.Context, method, path string, in any, header http.Header) (*http.Response, error) {
-	var body io.Reader
+	var body []byte
 	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
 			return nil, fmt.Errorf("encode %s %s: %w", method, path, err)
 		}
-		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
-	if err != nil {
-		return nil, fmt.Errorf("make %s %s: %w", method, path, err)
+	resp, err := c.once(ctx, method, path, body, header)
+	if err != nil && method != http.MethodPost && hungUp(err) && ctx.Err() == nil {
+		resp, err = c.once(ctx, method, path, body, header)
 	}
-	maps.Copy(req.Header, header)
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -128,6 +123,25 @@ func (c *Conn) Open(ctx context.Context, method, path string, in any, header htt
 		e = placement.Errorf(placement.CodeInternal, "%s %s: %s: %.200s", method, path, resp.Status, bytes.TrimSpace(raw))
 	}
 	return nil, e
+}
+
+func (c *Conn) once(ctx context.Context, method, path string, body []byte, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("make %s %s: %w", method, path, err)
+	}
+	maps.Copy(req.Header, header)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return c.http.Do(req)
+}
+
+// hungUp reports whether the server closed the connection before it answered. One
+// that restarts does so to a request that crosses its goodbye (golang/go#36819); all
+// our methods but POST may be sent again.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // Stream reads an NDJSON answer line by line until each returns false, the
