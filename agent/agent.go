@@ -22,6 +22,7 @@ import (
 	"warmd/agent/internal/worker"
 	"warmd/agent/runtime"
 	"warmd/placement"
+	"warmd/systemd"
 )
 
 // Options are what a caller may bring along; the zero value makes everything.
@@ -29,15 +30,21 @@ type Options struct {
 	Logger *slog.Logger
 	// Gossip is the fleet; nil means a fleet of one. The caller runs it.
 	Gossip Gossip
-	// Listeners are served besides Config.Socket and Config.Listen: those of systemd.
+	// Listeners are served instead of Config.Socket and Config.Listen: those of systemd,
+	// under the one name, a Unix and a TCP socket told apart by their network.
 	Listeners []net.Listener
+	// Supervised says that systemd started this process: then it starts the engines, too.
+	Supervised bool
+	// Notifier is told how the node is; nil when nobody listens.
+	Notifier *systemd.Notifier
 	// Manifests are the runtimes; nil means those in Config.RuntimesDir.
 	Manifests []runtime.Manifest
 	// Level is the logger's, if a reload may change it.
 	Level *slog.LevelVar
 	// Registry takes the metrics; nil makes one.
 	Registry *prometheus.Registry
-	// Ready is called once: listening, workers adopted, capacity right.
+	// Ready is called once: listening, workers adopted, capacity right. It comes before
+	// the Notifier's READY, which waits for zygotes.
 	Ready func()
 
 	// Inventory and Launcher are for tests inside this module's agent tree.
@@ -78,6 +85,7 @@ type Agent struct {
 	draining atomic.Bool
 	ready    atomic.Bool
 	changed  chan struct{} // to the publisher
+	noted    chan struct{} // to whoever tells systemd
 	checks   chan struct{} // bounds model checks
 
 	capMu sync.Mutex
@@ -101,10 +109,13 @@ func New(cfg Config, opt Options) (a *Agent, err error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
+	if opt.Notifier == nil {
+		opt.Notifier = new(systemd.Notifier)
+	}
 	now := time.Now()
 	a = &Agent{
 		cfg: cfg, opt: opt, log: opt.Logger, started: now, epoch: now.UnixNano(), events: newEvents(),
-		changed: make(chan struct{}, 1), checks: make(chan struct{}, 8), runtimes: runtimes{},
+		changed: make(chan struct{}, 1), noted: make(chan struct{}, 1), checks: make(chan struct{}, 8), runtimes: runtimes{},
 	}
 	a.live.Store(&cfg)
 	defer func() {

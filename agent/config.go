@@ -33,6 +33,13 @@ type Config struct {
 	LogDir string `toml:"log_dir"`
 	// RuntimesDir is where `warmd runtime add` puts runtimes.
 	RuntimesDir string `toml:"runtimes_dir"`
+	// ScriptDir holds the Python side as the package installed it; it is used when it is
+	// what this agent was built with. Else the agent unpacks its own below RunDir.
+	ScriptDir string `toml:"script_dir"`
+	// Launcher says who starts engines: systemd, so that they belong to another user and
+	// to units of their own, or exec, the agent itself. auto is systemd where that
+	// started the agent.
+	Launcher string `toml:"launcher"`
 	// Socket is the Unix socket of the HTTP interface; empty with socket activation.
 	Socket string `toml:"socket"`
 	// Listen are TCP addresses of the same interface.
@@ -75,6 +82,13 @@ type Config struct {
 	FollowGrace time.Duration `toml:"-"`
 }
 
+// The values of Launcher.
+const (
+	LaunchAuto    = "auto"
+	LaunchSystemd = "systemd"
+	LaunchExec    = "exec"
+)
+
 // DeviceConfig is what is different for one device.
 type DeviceConfig struct {
 	// Slots is how many placements run there at once; default 1 on a GPU, on cpu-0
@@ -90,7 +104,7 @@ func DefaultConfig() Config {
 		host = "localhost"
 	}
 	return Config{
-		Node: host, DataDir: "/var/lib/warmd", RunDir: "/run/warmd", LogDir: "/var/log/warmd",
+		Node: host, DataDir: "/var/lib/warmd/agent", Launcher: LaunchAuto, RunDir: "/run/warmd", LogDir: "/var/log/warmd",
 		RuntimesDir: runtime.DefaultRoot(), Socket: "/run/warmd/agent.sock", EndpointHost: "127.0.0.1",
 		Device: "auto", Access: access.DefaultGroups(), KeepTraces: 256, LogLevel: "info", FollowGrace: 30 * time.Second,
 	}
@@ -125,6 +139,12 @@ func (c Config) Validate() error {
 		if !filepath.IsAbs(d.dir) {
 			bad(d.key, "%q must be an absolute path", d.dir)
 		}
+	}
+	if c.ScriptDir != "" && !filepath.IsAbs(c.ScriptDir) {
+		bad("script_dir", "%q must be an absolute path", c.ScriptDir)
+	}
+	if c.Launcher != LaunchAuto && c.Launcher != LaunchSystemd && c.Launcher != LaunchExec {
+		bad("launcher", "%q must be auto, systemd or exec", c.Launcher)
 	}
 	if c.Socket != "" && (!filepath.IsAbs(c.Socket) || len(c.Socket) > 107) {
 		bad("socket", "%q must be an absolute path of at most 107 bytes", c.Socket)

@@ -37,7 +37,7 @@ big = 0
 `))
 	require.NoError(t, err)
 	require.Equal(t, "gpu-7", c.Node)
-	require.Equal(t, "/var/lib/warmd", c.DataDir)
+	require.Equal(t, "/var/lib/warmd/agent", c.DataDir)
 	require.Equal(t, 3, c.slots("cpu-0", "cpu", 64<<30))
 	require.Equal(t, 1, c.slots("GPU-1", "cuda", 141<<30))
 	vllm := runtime.Manifest{Name: "big", Kind: runtime.KindVLLM}

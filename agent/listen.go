@@ -8,12 +8,18 @@ import (
 	"time"
 )
 
-// listen opens the sockets. A Unix socket that nobody answers on is a leftover.
+// listen takes the sockets that came along, or opens those of the configuration. A
+// Unix socket that nobody answers on is a leftover.
 func (a *Agent) listen() error {
-	a.listeners = append(a.listeners, a.opt.Listeners...)
 	add := func(ln net.Listener) {
 		a.listeners = append(a.listeners, ln)
 		a.onClose("listener "+ln.Addr().String(), func() error { _ = ln.Close(); return nil }) // Serve closes it, too
+	}
+	for _, ln := range a.opt.Listeners { // copies of systemd's: closing them refuses nobody
+		add(ln)
+	}
+	if len(a.listeners) > 0 {
+		return a.findAddr()
 	}
 	if a.cfg.Socket != "" {
 		ln, err := listenUnix(a.cfg.Socket)
@@ -29,6 +35,11 @@ func (a *Agent) listen() error {
 		}
 		add(ln)
 	}
+	return a.findAddr()
+}
+
+// findAddr decides what the fleet calls, once the sockets are ones that may be served.
+func (a *Agent) findAddr() error {
 	if err := a.cfg.TLS.CheckListeners(a.listeners); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}

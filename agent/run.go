@@ -50,6 +50,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		srv.TLSConfig = a.certs.Server()
 	}
 	defer stop("http", func(ctx context.Context) error { return api.Serve(ctx, srv, 2*time.Second, a.listeners...) })()
+	defer stop("supervision", a.supervise)()
 	a.ready.Store(true)
 	a.log.Info("agent runs", "node", a.cfg.Node, "devices", len(a.devices), "runtimes", a.runtimeNames, "addr", a.addr)
 	if a.opt.Ready != nil {
@@ -159,9 +160,11 @@ func (a *Agent) span(id string, p placement.Phase) {
 
 // touch says that a device's View changed.
 func (a *Agent) touch() {
-	select {
-	case a.changed <- struct{}{}:
-	default:
+	for _, ch := range []chan struct{}{a.changed, a.noted} {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
 	}
 }
 

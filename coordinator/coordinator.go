@@ -70,6 +70,8 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// Version is told to people.
 	Version string
+	// Ready is called once: it serves.
+	Ready func()
 }
 
 // Coordinator is one coordinator. Make it with [New], give it life with
@@ -90,6 +92,7 @@ type Coordinator struct {
 	certs    *access.Certificates // nil: no TLS
 	handler  http.Handler
 	ownEtcd  bool
+	pulse    map[string]chan chan struct{} // by loop: see Alive
 
 	reloading sync.Mutex
 	now       Config // as it was read last, under reloading
@@ -113,7 +116,7 @@ func New(cfg Config, opt Options) (*Coordinator, error) {
 	if opt.Version == "" {
 		opt.Version = version()
 	}
-	c := &Coordinator{cfg: cfg, now: cfg, opt: opt, log: opt.Logger, instance: cfg.Name + "." + nonce(), events: newRing(cfg.Name)}
+	c := &Coordinator{cfg: cfg, now: cfg, opt: opt, log: opt.Logger, instance: cfg.Name + "." + nonce(), events: newRing(cfg.Name), pulse: newPulse()}
 	if !cfg.TLS.Empty() {
 		var err error
 		if c.certs, err = access.Load(cfg.TLS, c.log); err != nil {
@@ -186,6 +189,9 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		g.Go(func() error { return agentapi.Serve(ctx, srv, stopTime, lns...) })
 	}
 	c.log.Info("coordinator runs", "name", c.cfg.Name, "instance", c.instance)
+	if c.opt.Ready != nil {
+		c.opt.Ready()
+	}
 	err = g.Wait()
 	c.world.close()
 	if c.ownEtcd {
@@ -279,6 +285,9 @@ func (c *Coordinator) watchView(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case answer := <-c.pulse["view"]:
+			close(answer)
+			continue
 		case <-c.opt.View.Changed():
 		case <-tick.C:
 		}
@@ -316,6 +325,9 @@ func (c *Coordinator) finishOwn(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case answer := <-c.pulse["records"]:
+			close(answer)
+			continue
 		case <-tick.C:
 		}
 		seen := map[string]int64{}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -21,6 +22,7 @@ type Notifier struct {
 	addr     *net.UnixAddr // nil: nobody listens
 	watchdog time.Duration // 0: no watchdog
 	log      *slog.Logger
+	ready    atomic.Bool // Ready was said
 }
 
 // NewNotifier takes the notify socket and the watchdog's time out of the
@@ -43,10 +45,25 @@ func (n *Notifier) Enabled() bool { return n.addr != nil }
 
 // Ready says that the service is up, or that a reload is over. Send it when the
 // first claim could be taken, not before.
-func (n *Notifier) Ready(status string) { n.send(daemon.SdNotifyReady, status) }
+func (n *Notifier) Ready(status string) {
+	n.ready.Store(true)
+	n.send(daemon.SdNotifyReady, status)
+}
 
 // Stopping says that the service is ending on purpose.
 func (n *Notifier) Stopping(status string) { n.send(daemon.SdNotifyStopping, status) }
+
+// Reload says that the configuration is being read again, calls f, and says that it
+// is over, with f's line as the status. A service that was not ready before does not
+// become so by it.
+func (n *Notifier) Reload(f func() (status string)) {
+	if !n.ready.Load() {
+		f()
+		return
+	}
+	n.Reloading()
+	n.Ready(f())
+}
 
 // Reloading says that the configuration is being read again; Ready ends it. The
 // time is what Type=notify-reload wants; older versions ignore it.

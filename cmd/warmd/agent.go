@@ -52,7 +52,11 @@ func runAgent(c *cli.Context) error {
 		return nil
 	}
 	log, level := leveled(cfg.LogLevel)
-	opt := agent.Options{Logger: log, Level: level, Ready: func() { log.Info("ready", "socket", cfg.Socket) }}
+	sd, err := newService("agent", log)
+	if err != nil {
+		return err
+	}
+	opt := agent.Options{Logger: log, Level: level, Listeners: sd.listeners, Notifier: sd.Notifier, Supervised: sd.started}
 	member, err := newMember(cfg.Gossip, cfg.Node, false, log)
 	if err != nil {
 		return err
@@ -66,7 +70,14 @@ func runAgent(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return runAll(c.Context, append(runs, runner{"agent", a.Run}))
+	reload := func() error {
+		cfg, err := agentConfig(c)
+		if err != nil {
+			return err
+		}
+		return a.Reload(cfg)
+	}
+	return runAll(c.Context, append(runs, runner{"agent", a.Run}, sd.reloads(reload, a.Status)))
 }
 
 // agentConfig is what a command line asks for: flags over the file, the file over the

@@ -46,15 +46,32 @@ func runCoordinator(c *cli.Context) error {
 		return nil
 	}
 	log, level := leveled(cfg.LogLevel)
+	sd, err := newService("coordinator", log)
+	if err != nil {
+		return err
+	}
 	member, err := newMember(cfg.Gossip, cfg.Name, true, log)
 	if err != nil {
 		return err
 	}
-	co, err := coordinator.New(cfg, coordinator.Options{View: member, Logger: log, Level: level, Version: version})
+	ready := make(chan struct{})
+	co, err := coordinator.New(cfg, coordinator.Options{
+		View: member, Logger: log, Level: level, Version: version, Listeners: sd.listeners,
+		Ready: func() { close(ready) },
+	})
 	if err != nil {
 		return err
 	}
-	return runAll(c.Context, []runner{{"gossip", member.Run}, {"coordinator", co.Run}})
+	reload := func() error {
+		cfg, err := coordinatorConfig(c)
+		if err != nil {
+			return err
+		}
+		return co.Reload(cfg)
+	}
+	return runAll(c.Context, []runner{
+		{"gossip", member.Run}, {"coordinator", co.Run}, sd.supervised(ready, co.Status, co.Alive), sd.reloads(reload, co.Status),
+	})
 }
 
 // coordinatorConfig is what a command line asks for: flags over the file, the file

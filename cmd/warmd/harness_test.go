@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,6 +27,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "play-warmd":
+			if os.Getenv("LISTEN_FDS") != "" { // systemd knows it between fork and exec
+				os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+			}
 			os.Exit(run(append([]string{"warmd"}, os.Args[2:]...)))
 		case "play-engine":
 			playEngine(os.Args[2:])
@@ -113,6 +117,12 @@ func start(t testing.TB, name string, args ...string) *proc {
 
 func startBinary(t testing.TB, self, name string, args ...string) *proc {
 	t.Helper()
+	return startWith(t, self, name, func(*exec.Cmd) {}, args...)
+}
+
+// startWith lets the caller change the command before it runs.
+func startWith(t testing.TB, self, name string, change func(*exec.Cmd), args ...string) *proc {
+	t.Helper()
 	logPath := filepath.Join(t.TempDir(), name+".log")
 	log, err := os.Create(logPath)
 	if err != nil {
@@ -122,6 +132,7 @@ func startBinary(t testing.TB, self, name string, args ...string) *proc {
 	p := &proc{Cmd: exec.Command(self, args...), log: logPath, done: make(chan struct{})}
 	p.Stdout, p.Stderr = log, log
 	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	change(p.Cmd)
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}

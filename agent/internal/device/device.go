@@ -76,10 +76,11 @@ type Device struct {
 	view atomic.Pointer[View]
 	free atomic.Int64 // bytes, as last measured
 
-	msgs    chan func()
-	poke    chan struct{}
-	stopped chan struct{}
-	wg      sync.WaitGroup // forks, retirements, lives, strangers' watchers
+	msgs     chan func()
+	poke     chan struct{}
+	stopped  chan struct{}
+	measured chan struct{}  // closed when the memory was measured for the first time, or could not be
+	wg       sync.WaitGroup // forks, retirements, lives, strangers' watchers
 
 	// loop
 	ctx      context.Context
@@ -108,7 +109,7 @@ func New(cfg Config) *Device {
 		cfg.Trace = func(placement.Trace, string, time.Time) Trace { return noTrace{} }
 	}
 	d := &Device{
-		cfg: cfg, msgs: make(chan func(), 64), poke: make(chan struct{}, 1), stopped: make(chan struct{}),
+		cfg: cfg, msgs: make(chan func(), 64), poke: make(chan struct{}, 1), stopped: make(chan struct{}), measured: make(chan struct{}),
 		draining: cfg.Draining, busy: make(map[string]*life), strange: make(map[string]*stranger), backoff: make(map[string]*backoff),
 	}
 	d.cfg.Log = cfg.Log.With("device", cfg.ID)
@@ -197,6 +198,21 @@ func (d *Device) Poke() {
 	select {
 	case d.poke <- struct{}{}:
 	default:
+	}
+}
+
+// Ping returns nil once the loop has taken a message from its queue: it turns. It
+// answers for the watchdog, so ctx should be short.
+func (d *Device) Ping(ctx context.Context) error { return d.ask(ctx, func() {}) }
+
+// Measured reports whether the device was looked at: its memory was measured, or
+// the driver said why it cannot be.
+func (d *Device) Measured() bool {
+	select {
+	case <-d.measured:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -108,12 +108,15 @@ func (d *Device) problem() string {
 func (d *Device) measureEvery(ctx context.Context) {
 	t := time.NewTicker(d.cfg.Timings.Measure)
 	defer t.Stop()
+	d.measure()
+	close(d.measured)
+	d.cfg.OnChange()
 	for {
-		d.measure()
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+			d.measure()
 		}
 	}
 }
