@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -159,5 +160,19 @@ func TestScriptsAreSound(t *testing.T) {
 	for _, phase := range []string{"postinst", "prerm", "postrm"} {
 		deb := output(t, "dpkg-deb", "-I", dist["warmd-deb"], phase)
 		assert.Contains(t, output(t, "rpm", "-qp", "--scripts", dist["warmd-rpm"]), strings.TrimSpace(deb))
+	}
+}
+
+// TestUnitsNameManPagesThatArePackaged: `systemctl help` shows them.
+func TestUnitsNameManPagesThatArePackaged(t *testing.T) {
+	units, err := filepath.Glob("../systemd/units/*")
+	require.NoError(t, err)
+	have := contents(t, "warmd-deb")
+	for _, u := range units {
+		text, err := os.ReadFile(u)
+		require.NoError(t, err)
+		for _, m := range regexp.MustCompile(`man:(\S+)\(([0-9])\)`).FindAllStringSubmatch(string(text), -1) {
+			assert.Contains(t, have, "/usr/share/man/man"+m[2]+"/"+m[1]+"."+m[2]+".gz", "%s", u)
+		}
 	}
 }
