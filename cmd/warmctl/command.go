@@ -35,7 +35,7 @@ func commands() []command {
 	return []command{
 		placeCommand(), psCommand(), releaseCommand(), describeCommand(), logsCommand(), traceCommand(), eventsCommand(),
 		capacityCommand(), nodesCommand(), workersCommand(), drainCommand(), undrainCommand(),
-		doctorCommand(), benchCommand(), completionCommand(), versionCommand(),
+		doctorCommand(), pkiCommand(), benchCommand(), completionCommand(), versionCommand(),
 		docsCommand(), completeCommand(),
 	}
 }

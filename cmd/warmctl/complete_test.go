@@ -38,7 +38,7 @@ func TestCompletionKnowsWhatCouldStandThere(t *testing.T) {
 		want  []string
 	}{
 		"commands":                  {[]string{"re"}, []string{"release"}},
-		"command after a global":    {[]string{"-o", "json", "p"}, []string{"place", "ps"}},
+		"command after a global":    {[]string{"-o", "json", "p"}, []string{"place", "ps", "pki"}},
 		"flags of the command":      {[]string{"place", "--wa"}, []string{"--wait", "--wait-capacity"}},
 		"global flags behind it":    {[]string{"ps", "--ser"}, []string{"--server"}},
 		"values of a flag":          {[]string{"place", "--start", ""}, []string{"auto", "warm", "cold"}},
