@@ -131,6 +131,11 @@ func (c *Conn) once(ctx context.Context, method, path string, body []byte, heade
 		return nil, fmt.Errorf("make %s %s: %w", method, path, err)
 	}
 	maps.Copy(req.Header, header)
+	if method != http.MethodPost {
+		// Not sent: it lets net/http take another connection by itself, as often as it finds
+		// that one which was kept has been closed.
+		req.Header["Idempotency-Key"] = nil
+	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
