@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	agentapi "warmd/agent/api"
 	"warmd/placement"
 )
 
@@ -68,9 +69,9 @@ func (c *call) place(req placement.Request) (p placement.Placement, note string,
 		case lines > 0:
 			broken = errors.Is(err, io.ErrUnexpectedEOF) || connectionCause(err) != ""
 		case cause != "":
-			// Nothing was sent if the first dial failed; every other broken connection
-			// leaves open whether the request arrived.
-			broken = try > 1 || !strings.HasPrefix(cause, "dial ")
+			// Nothing was sent if the first dial or its handshake failed; every other broken
+			// connection leaves open whether the request arrived.
+			broken = try > 1 || !strings.HasPrefix(cause, "dial ") && placement.AsError(err).Field != agentapi.FieldTLS
 		default:
 			broken = errors.Is(err, io.ErrUnexpectedEOF)
 		}

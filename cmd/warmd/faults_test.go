@@ -21,7 +21,7 @@ import (
 // same to vLLM.
 
 // execHost is a host whose runtimes are: ok, hang (never answers), exit (dies at once).
-func execHost(t *testing.T, slots int) *host {
+func execHost(t *testing.T, slots int, change ...func(*host)) *host {
 	t.Helper()
 	base := t.TempDir()
 	root, models := filepath.Join(base, "rt"), filepath.Join(base, "models")
@@ -33,7 +33,7 @@ func execHost(t *testing.T, slots int) *host {
 	execRuntime(t, root, "ok")
 	execRuntime(t, root, "hang", "--fault", "hang")
 	execRuntime(t, root, "exit", "--fault", "exit")
-	h := startHost(t, root, models, slots)
+	h := startHost(t, root, models, slots, change...)
 	h.joined(t)
 	eventually(t, 30*time.Second, "zygotes up", func() error {
 		s, err := h.node.Node(t.Context())

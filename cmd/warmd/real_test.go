@@ -32,6 +32,7 @@ type host struct {
 	coord                    *coordapi.Client
 	node                     *agentapi.Client
 	agentArgs                []string
+	agentMore, coordMore     []string // further flags
 }
 
 func realRoot(t *testing.T) string {
@@ -71,7 +72,7 @@ func selfCmd(args ...string) *exec.Cmd {
 }
 
 // startHost runs etcd, a coordinator and an agent as three processes.
-func startHost(t *testing.T, root, models string, slots int) *host {
+func startHost(t *testing.T, root, models string, slots int, change ...func(*host)) *host {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "warmd-e2e-") // short: Unix socket paths end at 107 bytes
 	if err != nil {
@@ -79,6 +80,9 @@ func startHost(t *testing.T, root, models string, slots int) *host {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	h := &host{dir: dir, root: root}
+	for _, f := range change {
+		f(h)
+	}
 	h.startEtcd(t)
 	address := func() string {
 		port, err := freePort()
@@ -90,6 +94,7 @@ func startHost(t *testing.T, root, models string, slots int) *host {
 	gossip := address() // and the fleet address: a restarted agent keeps both
 	h.agentArgs = []string{"play-warmd", "agent", "--name", "host1", "--data", dir + "/agent", "--run", dir + "/run", "--socket", dir + "/agent.sock",
 		"--listen", address(), "--gossip", gossip, "--runtimes", root, "--models", models, "--slots", fmt.Sprint(slots)}
+	h.agentArgs = append(h.agentArgs, h.agentMore...)
 	h.startAgent(t)
 	h.gossip = gossip
 	h.startCoordinator(t)
@@ -103,8 +108,8 @@ func (h *host) startCoordinator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.coordinator = start(t, "coordinator", "play-warmd", "coordinator", "--name", "coord1", "--etcd", string(etcdURL),
-		"--socket", h.dir+"/coordinator.sock", "--gossip", "127.0.0.1:0", "--join", h.gossip)
+	h.coordinator = start(t, "coordinator", append([]string{"play-warmd", "coordinator", "--name", "coord1", "--etcd", string(etcdURL),
+		"--socket", h.dir + "/coordinator.sock", "--gossip", "127.0.0.1:0", "--join", h.gossip}, h.coordMore...)...)
 	h.coord = coordClient(t, h.dir+"/coordinator.sock")
 	eventually(t, 20*time.Second, "coordinator answers", func() error { _, err := h.coord.Fleet(t.Context()); return err })
 }

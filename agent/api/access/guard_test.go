@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -295,6 +296,17 @@ func TestGroupsMayChangeWhileConnectionsAreOpen(t *testing.T) {
 	require.Equal(t, Admin, g.roleOf(p))
 	g.SetGroups(Groups{Read: []string{"no-such-group-here"}})
 	require.Equal(t, None, g.roleOf(p))
+}
+
+func TestAConnectionOverTLSIsNotUsedForEver(t *testing.T) {
+	g := NewGuard(Agent, DefaultGroups(), slog.New(slog.DiscardHandler))
+	for age, want := range map[time.Duration]string{time.Minute: "", connLife + time.Second: "close"} {
+		r := certified("GET", "/v1/node", "read")
+		r = r.WithContext(context.WithValue(r.Context(), connKey{}, &conn{since: time.Now().Add(-age)}))
+		w := httptest.NewRecorder()
+		g.Wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(w, r)
+		require.Equal(t, want, w.Header().Get("Connection"))
+	}
 }
 
 func TestWhatIsNoGroupIsNamed(t *testing.T) {
