@@ -5,12 +5,14 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/getkin/kin-openapi/routers/gorillamux"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -115,4 +117,23 @@ func TestWhatOtherHostsCanReachTakesTLS(t *testing.T) {
 	cfg.Listen = []string{"0.0.0.0:7711"}
 	_, err = New(cfg, Options{View: &keyedView{}})
 	require.ErrorContains(t, err, `listen[0] "0.0.0.0:7711" can be reached from other hosts`)
+}
+
+func TestRolesAndRefusalsAreAsDescribed(t *testing.T) {
+	doc := openAPI(t)
+	doc.Servers = nil
+	router, err := gorillamux.NewRouter(doc)
+	require.NoError(t, err)
+	guard := access.NewGuard(access.Coordinator, access.Groups{}, slog.New(slog.DiscardHandler))
+	c := &caller{t, router, guard.Wrap(http.NotFoundHandler())}
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			need := access.Coordinator.Need[method+" "+path]
+			assert.Equal(t, need.String(), op.Extensions["x-role"], "%s %s", method, path)
+			if need > access.None {
+				assert.Equal(t, 401, c.call(method, strings.NewReplacer("{id}", "p-1", "{node}", "n1").Replace(path), "").Code)
+				assert.NotNil(t, op.Responses.Value("403"))
+			}
+		}
+	}
 }
