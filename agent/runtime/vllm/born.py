@@ -10,6 +10,8 @@ import signal
 import sys
 import traceback
 
+import cgroup
+
 
 class Born(BaseException):
     """Raised in a fresh fork; `main` is what the child does from now on."""
@@ -19,8 +21,10 @@ class Born(BaseException):
         self.main = main
 
 
-def leave_home(server, sockets, log_fd):
-    """A new session, our own log, nothing of the zygote's left open."""
+def leave_home(server, sockets, log_fd, group):
+    """The worker's cgroup, a new session, our own log, nothing of the zygote's left open."""
+    if group:
+        cgroup.join(group)  # first of all: whatever this process starts is in there with it
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 
+import cgroup
 import process
 
 PAIR = ("engine", "api")
@@ -19,11 +20,11 @@ PAIR_LOST = 70  # a half that saw its other half go ends with this code
 
 
 class Child:
-    __slots__ = ("pid", "start", "worker", "role", "cause", "popen", "socket")
+    __slots__ = ("pid", "start", "worker", "role", "cause", "popen", "socket", "group")
 
-    def __init__(self, pid, start, worker, role, popen, socket):
+    def __init__(self, pid, start, worker, role, popen, socket, group):
         self.pid, self.start, self.worker, self.role = pid, start, worker, role
-        self.popen, self.socket = popen, socket
+        self.popen, self.socket, self.group = popen, socket, group
         self.cause = "exit"
 
     def kill(self):
@@ -42,12 +43,13 @@ class Children:
     def __init__(self, emit):
         self._emit = emit
         self._by_pid = {}
+        self._left = set()  # cgroups of workers that are dead, until nobody is in them
         self.exits = collections.deque(maxlen=KEPT_EXITS)
 
-    def add(self, pid, worker, role, popen=None, socket=None):
+    def add(self, pid, worker, role, popen=None, socket=None, group=None):
         """Takes note of a process just started; returns its name. It cannot be reaped before: only we reap."""
         start = process.start_time(pid)
-        self._by_pid[pid] = Child(pid, start, worker, role, popen, socket)
+        self._by_pid[pid] = Child(pid, start, worker, role, popen, socket, group)
         return {"pid": pid, "start": start}
 
     def find(self, worker, role):
@@ -73,7 +75,15 @@ class Children:
             os.killpg(pid, sig)
 
     def reap(self):
-        """Collects every child that has ended, and applies the pair rule."""
+        """Collects every child that has ended, and applies the pair rule.
+
+        Orphans of a worker are our children, too: each that ends brings us here, so a cgroup that could not be removed
+        yet is tried again exactly when that may succeed.
+        """
+        self._collect()
+        self._left = {group for group in self._left if not cgroup.clear(group)}
+
+    def _collect(self):
         while True:
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -87,6 +97,8 @@ class Children:
             _, status = os.waitpid(info.si_pid, 0)
             if child:  # else an orphan of a worker, given to us as the subreaper
                 del self._by_pid[child.pid]
+                if child.group and not any(c.group == child.group for c in self._by_pid.values()):
+                    self._left.add(child.group)
                 self._ended(child, status)
 
     def _ended(self, child, status):

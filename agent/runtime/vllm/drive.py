@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 
+import cgroup
 import client
 import process
 
@@ -28,14 +29,16 @@ class ZygoteDied(Exception):
 class Zygote:
     """A zygote process of our own, with everything it makes in one folder that `close` removes."""
 
-    def __init__(self, python, env, kind="vllm", profile=None, manifest=None, timeout=600):
+    def __init__(self, python, env, kind="vllm", profile=None, manifest=None, timeout=600, group=None):
         self.dir = tempfile.mkdtemp(prefix="warmd-")
         self.log, self.socket = os.path.join(self.dir, "zygote.log"), os.path.join(self.dir, "z.sock")
         argv = [python, os.path.join(HERE, "zygote.py"), "--socket", self.socket, "--runtime", "test", "--generation", "1"]
         argv += ["--kind", kind, *(["--profile", profile] if profile else []), *(["--manifest", manifest] if manifest else [])]
+        argv += ["--cgroups"] if group else []
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.dir
+                argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.dir,
+                preexec_fn=(lambda: cgroup.join(group)) if group else None,
             )
         self.children, self.pairs = [], 0
         try:

@@ -101,14 +101,19 @@ def kill_session(sid, spare=()):
     """SIGKILLs every member of a worker's session but Python's resource tracker and the pids in `spare`.
 
     The tracker lives on for the milliseconds it needs to unlink the worker's shared memory: killing the whole group at
-    once would leave segments in /dev/shm for ever. Repeats until a scan finds nothing new, because a member may fork
-    while we look. Returns how many processes were signalled.
+    once would leave segments in /dev/shm for ever. Returns how many processes were signalled.
     """
+    return kill_all(lambda: session_members(sid), spare)
+
+
+def kill_all(members, spare=()):
+    """kill_session for whatever `members()` finds; repeats until it finds nothing new, because a member may fork while
+    we look."""
     done = set()
     for _ in range(20):
         fresh = [
             s
-            for s in session_members(sid)
+            for s in members()
             if (s.pid, s.start) not in done and s.pid not in spare and not is_tracker(s.pid)
         ]
         if not fresh:

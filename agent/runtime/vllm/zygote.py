@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The zygote: imports a whole vLLM once, then forks parked workers in milliseconds. One per runtime on a node.
 
-    PY zygote.py --socket S --runtime NAME --generation N --kind vllm|exec [--profile profile.json] [--manifest runtime.json]
+    PY zygote.py --socket S --runtime NAME --generation N --kind vllm|exec [--profile profile.json] [--manifest runtime.json] [--cgroups]
 
 It has one thread of its own, always, and never touches CUDA: process.fork_hazards says why. That is checked before every
 fork, and a failed check is fatal, because a worker that hangs one time in a thousand is worse than no zygote.
@@ -19,6 +19,7 @@ import sys
 import time
 
 import born
+import cgroup
 import control
 import process
 from children import PAIR, Children
@@ -36,6 +37,7 @@ class Zygote:
         self.began_ns = time.monotonic_ns()
         self.me = process.stat(os.getpid())
         self.running = True
+        self.cgroups = cgroup.Tree.own() if options.cgroups else None
         self.server = control.Server(options.socket, self._handle)  # before the imports: a connect then simply waits
         self.children = Children(self.server.emit)
         self._catch_sigchld()
@@ -144,14 +146,18 @@ class Zygote:
         if not isinstance(env, dict):
             raise Refused("bad_request", "spawn needs env, the whole environment")
         self._refuse_twice(worker, role)
+        group = self.cgroups and self.cgroups.worker(worker)
         with _open_log(msg) as log:
             try:
                 p = subprocess.Popen(
-                    argv, env={k: str(v) for k, v in env.items()}, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    argv, env={k: str(v) for k, v in env.items()}, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, preexec_fn=(lambda: cgroup.join(group)) if group else None,
                 )
             except (OSError, ValueError) as e:
+                if group:
+                    cgroup.clear(group)
                 raise Refused("bad_request", f"cannot start {argv[0]}: {e}") from None
-        return self.children.add(p.pid, worker, role, popen=p)
+        return self.children.add(p.pid, worker, role, popen=p, group=group)
 
     def _op_fork(self, msg):
         if self.adapter is None:
@@ -162,6 +168,7 @@ class Zygote:
         self._refuse_twice(worker, role)
         self.check_clean()
         asked = time.monotonic_ns()
+        group = self.cgroups and self.cgroups.worker(worker)
         with _open_log(msg) as log:
             try:
                 server = control.Server(path)  # made here, so that a connect right after our reply finds it
@@ -175,10 +182,12 @@ class Zygote:
                 server.close()
                 raise Refused("internal", f"cannot fork: {e}") from None
             if pid == 0:
-                born.leave_home(self.server, (self._child_r, self._child_w), log.fileno())
+                born.leave_home(self.server, (self._child_r, self._child_w), log.fileno(), group)
                 raise born.Born(lambda: born.half_main(self, server, worker, role, msg, asked))
         server.close(unlink=False)
-        return self.children.add(pid, worker, role, socket=path)
+        if group:
+            cgroup.join(group, pid)  # it does so itself, too; whoever hears of it now must find it there
+        return self.children.add(pid, worker, role, socket=path, group=group)
 
     def _refuse_twice(self, worker, role):
         if self.children.find(worker, role):
@@ -229,6 +238,7 @@ def main():
     p.add_argument("--kind", choices=("vllm", "exec"), required=True)
     p.add_argument("--profile")
     p.add_argument("--manifest")
+    p.add_argument("--cgroups", action="store_true", help="our cgroup is ours to divide: one for each worker")
     options = p.parse_args()
     # Before numpy: OpenBLAS starts its threads at import. Our folder leaves sys.path so that `api` or `engine` of some
     # other package are never shadowed; our own modules are imported by then, or are found in sys.modules.
