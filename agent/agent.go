@@ -196,13 +196,13 @@ func (a *Agent) addRuntimes() error {
 			a.log.Error("runtime cannot be used", "runtime", p.Name, "problem", p.Message, "cure", p.Cure)
 		}
 	}
-	scripts, err := runtime.Unpack(filepath.Join(a.cfg.DataDir, "python"))
+	scripts, err := runtime.Scripts(a.cfg.ScriptDir, a.cfg.unpackDir())
 	if err != nil {
 		return fmt.Errorf("unpack the Python side: %w", err)
 	}
-	launcher := a.opt.Launcher
-	if launcher == nil {
-		launcher = worker.NewExecLauncher()
+	launcher, err := a.launcher()
+	if err != nil {
+		return err
 	}
 	for _, m := range manifests {
 		a.runtimes[m.Name] = &nodeRuntime{manifest: m, Runtime: worker.NewRuntime(worker.RuntimeConfig{
@@ -213,6 +213,21 @@ func (a *Agent) addRuntimes() error {
 	}
 	slices.Sort(a.runtimeNames)
 	return nil
+}
+
+// launcher is who starts zygotes.
+func (a *Agent) launcher() (worker.Launcher, error) {
+	switch {
+	case a.opt.Launcher != nil:
+		return a.opt.Launcher, nil
+	case a.cfg.Launcher == LaunchExec, a.cfg.Launcher == LaunchAuto && !a.opt.Supervised:
+		return worker.NewExecLauncher(), nil
+	case a.cfg.EndEngines:
+		return nil, &placement.FieldError{Field: "--end-engines", Problem: "is for engines that the agent started; systemd has these: systemctl stop warmd.slice"}
+	}
+	l := worker.NewSystemdLauncher(a.log)
+	a.onClose("D-Bus", l.Close)
+	return l, nil
 }
 
 // addDevices makes a loop for each device, with the runtimes that were built for

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -184,6 +185,18 @@ func List(root string) ([]Manifest, []Problem, error) {
 		have = append(have, m)
 	}
 	return have, bad, nil
+}
+
+// Interpreter is the Python that zygotes of this runtime run on. An exec runtime need
+// not have one of its own.
+func (m Manifest) Interpreter() string {
+	if m.Python != "" {
+		return m.Python
+	}
+	if path, err := exec.LookPath("python3"); err == nil {
+		return path
+	}
+	return "python3"
 }
 
 // Environ is Env as a process takes it, sorted.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"sync"
 )
 
 //go:embed vllm/*.py
@@ -20,6 +21,22 @@ var scripts embed.FS
 // folder is not disturbed by an upgrade; calling it twice, or from two processes
 // at once, is harmless: the folder appears whole by a rename.
 func Unpack(dir string) (string, error) { return unpack(scripts, "vllm", dir) }
+
+// Scripts returns the folder of the Python side: installed, when that holds exactly
+// what this program was built with, else what Unpack makes below dir. The two differ
+// while a package is being upgraded under a running agent.
+func Scripts(installed, dir string) (string, error) {
+	if files, _, err := readScripts(scripts, "vllm"); installed != "" && err == nil && sameFiles(installed, files) {
+		return installed, nil
+	}
+	return Unpack(dir)
+}
+
+// ScriptsSum names the content of the Python side.
+var ScriptsSum = sync.OnceValue(func() string {
+	_, sum, _ := readScripts(scripts, "vllm") // embedded: it reads
+	return sum
+})
 
 func unpack(src fs.FS, sub, dir string) (string, error) {
 	files, sum, err := readScripts(src, sub)
@@ -33,17 +50,24 @@ func unpack(src fs.FS, sub, dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("unpack scripts: %w", err)
 	}
+	// The engine's user is another one than the agent's, which has a umask that keeps
+	// others out, and MkdirTemp gives 0700: modes are set, not asked for.
+	if fi, err := os.Stat(dir); err == nil && fi.Mode().Perm()&0o005 != 0o005 {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return "", fmt.Errorf("unpack scripts: %w", err)
+		}
+	}
 	tmp, err := os.MkdirTemp(dir, ".scripts-")
 	if err != nil {
 		return "", fmt.Errorf("unpack scripts: %w", err)
 	}
 	defer os.RemoveAll(tmp)
-	// MkdirTemp gives 0700; the engine's user is another one than the agent's.
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return "", fmt.Errorf("unpack scripts: %w", err)
 	}
 	for name, body := range files {
-		if err := os.WriteFile(filepath.Join(tmp, name), body, 0o644); err != nil {
+		at := filepath.Join(tmp, name)
+		if err := errors.Join(os.WriteFile(at, body, 0o644), os.Chmod(at, 0o644)); err != nil {
 			return "", fmt.Errorf("unpack scripts: %w", err)
 		}
 	}

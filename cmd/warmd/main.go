@@ -53,7 +53,7 @@ func newApp() *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		agentCommand(), coordinatorCommand(), devCommand(), demoCommand(), runtimeCommand(), modelCommand(),
-		completeCommand(app), docsCommand(app),
+		zygoteCommand(), completeCommand(app), docsCommand(app),
 	}
 	return app
 }

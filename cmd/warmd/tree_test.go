@@ -43,9 +43,11 @@ var only = map[string]struct {
 	who []string
 	why string
 }{
-	"github.com/NVIDIA/go-nvml":       {[]string{"warmd/agent/internal/gpu"}, "it needs cgo"},
-	"github.com/hashicorp/memberlist": {[]string{"warmd/agent/gossip", "warmd/agent/gossip/gossiptest"}, "nobody else knows how the fleet talks"},
-	"github.com/urfave/cli":           {[]string{"warmd/cmd/warmd", "warmd/cmd/warmctl", "warmd/cmd/internal/manual"}, "flags belong to cmd"},
+	"github.com/NVIDIA/go-nvml":             {[]string{"warmd/agent/internal/gpu"}, "it needs cgo"},
+	"github.com/hashicorp/memberlist":       {[]string{"warmd/agent/gossip", "warmd/agent/gossip/gossiptest"}, "nobody else knows how the fleet talks"},
+	"github.com/coreos/go-systemd/v22/dbus": {[]string{"warmd/agent/internal/worker"}, "only engines are units of ours"},
+	"github.com/godbus/dbus":                {[]string{"warmd/agent/internal/worker"}, "only engines are units of ours"},
+	"github.com/urfave/cli":                 {[]string{"warmd/cmd/warmd", "warmd/cmd/warmctl", "warmd/cmd/internal/manual"}, "flags belong to cmd"},
 	"go.etcd.io/etcd": {[]string{"warmd/coordinator/internal/store", "warmd/coordinator/internal/store/storetest", "warmd/coordinator/internal/sweep", "warmd/cmd/warmd", "warmd/coordinator"},
 		"records go through the store"},
 }

@@ -117,7 +117,7 @@ func (g *generation) connect(ctx context.Context) (*conn, error) {
 			if p, ok := listener(g.unit.Socket); ok {
 				g.update(func() { g.proc = p })
 			}
-			return nil, g.hung(g.rt.patience.listen)
+			return nil, g.hung(ctx, g.rt.patience.listen)
 		}
 		pause(ctx, delay)
 	}
@@ -176,7 +176,7 @@ func (g *generation) attend(ctx context.Context, c *conn) error {
 			err := c.call(ask, "ping", nil, nil)
 			cancel()
 			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-				return g.hung(g.rt.patience.ping)
+				return g.hung(ctx, g.rt.patience.ping)
 			}
 		}
 	}
@@ -189,7 +189,7 @@ func (g *generation) notGreeted(ctx context.Context, c *conn, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, context.DeadlineExceeded):
-		return g.hung(g.rt.patience.imports)
+		return g.hung(ctx, g.rt.patience.imports)
 	case c.cause() != nil && !errors.As(err, &refusal):
 		return err
 	}
@@ -205,8 +205,9 @@ func (g *generation) notGreeted(ctx context.Context, c *conn, err error) error {
 	}
 }
 
-func (g *generation) hung(after time.Duration) error {
-	if err := g.proc.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, ErrGone) {
+// hung kills a zygote that does not answer, by whatever may signal it.
+func (g *generation) hung(ctx context.Context, after time.Duration) error {
+	if err := g.rt.signal(ctx, g.n, g.proc, syscall.SIGKILL); err != nil && !errors.Is(err, ErrGone) {
 		return fmt.Errorf("zygote %w for %v and cannot be killed: %w", errHung, after, err)
 	}
 	return fmt.Errorf("zygote %w for %v and was killed%s", errHung, after, g.logWord())

@@ -2,19 +2,6 @@ package worker
 
 import "context"
 
-// Unit is a zygote to be started: the systemd unit warmd-runtime@RUNTIME.GENERATION,
-// or a plain process of the same shape.
-type Unit struct {
-	Runtime    string
-	Generation int
-	Argv       []string
-	// Env is the whole environment; nothing of the agent's is added.
-	Env []string
-	// Dir is the working directory, Log gets stdout and stderr, Socket is where the
-	// zygote will listen.
-	Dir, Log, Socket string
-}
-
 // Launcher starts zygotes so that they outlive the agent.
 type Launcher interface {
 	// Start returns when the process runs, not when it listens.

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -40,13 +39,7 @@ func (r *Runtime) unit(n int, kind string) Unit {
 // command is the part of a zygote's command line that all generations share.
 func (r *Runtime) command(kind string) []string {
 	m := r.cfg.Manifest
-	argv := []string{m.Python, filepath.Join(r.cfg.ScriptDir, "zygote.py"), "--runtime", r.name, "--kind", kind}
-	if argv[0] == "" { // an exec runtime need not have a Python of its own
-		argv[0] = "python3"
-		if path, err := exec.LookPath("python3"); err == nil {
-			argv[0] = path
-		}
-	}
+	argv := []string{m.Interpreter(), filepath.Join(r.cfg.ScriptDir, "zygote.py"), "--runtime", r.name, "--kind", kind}
 	for flag, file := range map[string]string{"--profile": m.Path(m.Profile), "--manifest": filepath.Join(m.Dir, "runtime.json")} {
 		if fi, err := os.Stat(file); kind == runtime.KindVLLM && m.Dir != "" && err == nil && fi.Mode().IsRegular() {
 			argv = append(argv, flag, file)
@@ -68,7 +61,8 @@ func (r *Runtime) fingerprint(kind string) string {
 func (r *Runtime) print(kind string) string {
 	argv := r.command(kind)
 	slices.Sort(argv[3:]) // flags come from a map
-	b, _ := json.Marshal([]any{argv, r.cfg.Manifest.Environ(), r.cfg.Manifest.ProfileKey, Proto})
+	// The scripts by their content: a package puts every version into one folder.
+	b, _ := json.Marshal([]any{argv, r.cfg.Manifest.Environ(), r.cfg.Manifest.ProfileKey, Proto, runtime.ScriptsSum()})
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:8])
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"sync"
 	"syscall"
-	"time"
 
 	"warmd/agent/runtime"
 )
@@ -56,6 +55,7 @@ type Runtime struct {
 	log  *slog.Logger
 
 	patience patience
+	direct   func(Proc, syscall.Signal) error // signals by ourselves
 
 	vllmPrint, execPrint func() string // fingerprints of today's zygotes
 
@@ -84,8 +84,8 @@ func NewRuntime(cfg RuntimeConfig) *Runtime {
 		cfg.OnChange = func() {}
 	}
 	r := &Runtime{
-		patience: defaultPatience,
-		cfg:      cfg, name: cfg.Manifest.Name, log: cfg.Log.With("runtime", cfg.Manifest.Name),
+		patience: defaultPatience, direct: Proc.Signal,
+		cfg: cfg, name: cfg.Manifest.Name, log: cfg.Log.With("runtime", cfg.Manifest.Name),
 		found: make(chan struct{}), changed: make(chan struct{}),
 		gens: map[int]*generation{}, workers: map[string]*Worker{},
 	}
@@ -173,48 +173,6 @@ func (r *Runtime) current(kind string) (best *generation, closing bool) {
 		r.problem = ""
 	}
 	return best, r.closing
-}
-
-// killTime is what a zygote gets to answer a kill; the next one is asked then.
-const killTime = 300 * time.Millisecond
-
-// signal reaches a process of any generation: through the zygote that started it,
-// through any other (an agent may not signal another user's processes), or by
-// ourselves when no zygote is up.
-func (r *Runtime) signal(ctx context.Context, gen int, p Proc, sig syscall.Signal) error {
-	var refused error
-	for _, c := range r.conns(gen) {
-		ask, cancel := context.WithTimeout(ctx, killTime)
-		err := c.kill(ask, p, sig)
-		cancel()
-		if err == nil || errors.Is(err, ErrGone) {
-			return err
-		}
-		refused = errors.Join(refused, err)
-	}
-	if err := p.Signal(sig); err == nil || errors.Is(err, ErrGone) {
-		return err
-	} else {
-		return fmt.Errorf("no zygote could do it: %w", errors.Join(err, refused))
-	}
-}
-
-// conns lists the connections of zygotes that are up: gen's first, then from new
-// to old.
-func (r *Runtime) conns(gen int) (out []*conn) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, n := range sortedDesc(r.gens) {
-		g := r.gens[n]
-		switch {
-		case g.conn == nil:
-		case n == gen:
-			out = append([]*conn{g.conn}, out...)
-		default:
-			out = append(out, g.conn)
-		}
-	}
-	return out
 }
 
 // route brings the end of a process to its worker.

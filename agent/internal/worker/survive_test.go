@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -379,4 +381,30 @@ func TestShutdownEndsAZygoteThatNoFolderLeadsTo(t *testing.T) {
 	require.NoError(t, os.RemoveAll(r.genDir(1)))
 	require.NoError(t, h.new().Shutdown(within(t, 20*time.Second)))
 	requireGone(t, zygote)
+}
+
+// On a host with systemd engines belong to another user: the agent may not signal
+// them, and with no zygote up it starts one that does.
+func TestWorkersOfAnotherUserAreEndedThoughNoZygoteIsUp(t *testing.T) {
+	h := fakeHost(t)
+	first, stop := h.agent()
+	rec := h.fork(first, "w1").Record()
+	zygote := Proc{PID: first.Status().PID}
+	zygote, _ = FindProc(zygote.PID)
+	stop()
+	require.NoError(t, zygote.Signal(syscall.SIGKILL))
+
+	h.manifest.Env = maps.Clone(h.manifest.Env)
+	h.manifest.Env["FAKE_ZYGOTE_DIES"] = "ImportError: no module named torch"
+	r := h.new()
+	r.direct = func(p Proc, _ syscall.Signal) error {
+		return fmt.Errorf("signal process %v: %w", p, syscall.EPERM)
+	}
+	stop = h.run(r)
+	defer stop()
+	waitZygote(t, r, func(s RuntimeStatus) bool { return s.Problem != "" })
+	w, err := r.Adopt(within(t, 10*time.Second), rec)
+	require.NoError(t, err)
+	require.NoError(t, w.Stop(within(t, 20*time.Second), 0))
+	requireGone(t, rec.Engine, rec.API)
 }
