@@ -78,7 +78,8 @@ func TestPackagedFilesAreValidAsTheyAreAndUncommented(t *testing.T) {
 		require.NoError(t, err, how)
 		require.NoError(t, file.Locate(a.Validate()), how)
 		want := agent.DefaultConfig()
-		want.DataDir, want.RuntimesDir = "/var/lib/warmd/agent", "/var/lib/warmd/runtimes"
+		// Where the packages put things; for root, /var/lib/warmd/runtimes is the default as well.
+		want.RuntimesDir, want.ScriptDir = "/var/lib/warmd/runtimes", "/usr/lib/warmd/python"
 		if how != "as it is" { // these are examples
 			want.Node, want.Warm, want.Devices = a.Node, a.Warm, a.Devices
 			want.Gossip.Label = "warmd"
