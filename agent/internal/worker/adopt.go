@@ -26,7 +26,7 @@ func (r *Runtime) Adopt(ctx context.Context, rec Record) (*Worker, error) {
 	}
 	living := rec.living()
 	if len(living) < len(rec.procs()) {
-		if !r.extinguish(ctx, rec.Generation, living) {
+		if !r.extinguish(ctx, rec.Generation, living, rec.group()) {
 			return nil, fmt.Errorf("adopt worker %s: %w, and its rest cannot be killed: %w", rec.ID, ErrLost, ctx.Err())
 		}
 		return nil, fmt.Errorf("adopt worker %s: %w: %d of its %d processes run", rec.ID, ErrLost, len(living), len(rec.procs()))

@@ -28,6 +28,7 @@ func (r *Runtime) discover(ctx context.Context) {
 		} else if p, ok := listener(g.unit.Socket); ok {
 			g.proc = p // started by an agent that was killed right after
 		} else {
+			r.endLeftovers(ctx, n)
 			r.clear(ctx, n)
 			continue
 		}
@@ -69,6 +70,17 @@ func (r *Runtime) clear(ctx context.Context, n int) {
 	}
 	if err := os.RemoveAll(r.genDir(n)); err != nil {
 		r.log.Warn("old generation not removed", "generation", n, "err", err)
+	}
+}
+
+// endLeftovers ends what workers left in their cgroups that died, with their zygote,
+// while no agent was there.
+func (r *Runtime) endLeftovers(ctx context.Context, n int) {
+	for _, rec := range r.onDisk(ctx, n) {
+		if group := rec.group(); len(rec.living()) == 0 && len(cgroupMembers(group)) > 0 {
+			r.log.Warn("a dead worker left processes behind, ending them", "worker", rec.ID, "processes", cgroupMembers(group))
+			r.task(func(ctx context.Context) { r.extinguish(ctx, n, nil, group) })
+		}
 	}
 }
 

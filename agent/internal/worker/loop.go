@@ -90,8 +90,8 @@ func (w *Worker) settle() {
 	if !w.killAt.IsZero() && !now.Before(w.killAt) && !w.reaping {
 		w.reaping = true
 		w.reapers++
-		roots := w.started()
-		w.help(func(ctx context.Context) { w.reap(ctx, roots) })
+		roots, group := w.started(), w.rec.CGroup
+		w.help(func(ctx context.Context) { w.reap(ctx, roots, group) })
 	}
 	known := w.reaped && len(w.procs) == 0 || len(w.ending.deaths) > 0 && (w.causeKnown() || !now.Before(w.explainAt))
 	if known && !w.explained {
@@ -217,6 +217,9 @@ func (w *Worker) has(role string, p Proc) {
 		w.rec.API = p
 	} else {
 		w.rec.Engine = p
+	}
+	if w.rec.CGroup == "" {
+		w.rec.CGroup = cgroupOf(p, w.id)
 	}
 	w.save()
 	w.reaping = false // if there is a reaper, it does not know of this process

@@ -16,8 +16,8 @@ const trackerTime = time.Second
 
 // reap kills every process of the worker and posts when each is proven gone. It
 // never gives up: a slot whose old worker may still hold the device is not free.
-func (w *Worker) reap(ctx context.Context, roots []Proc) {
-	if w.rt.extinguish(ctx, w.gen, roots) {
+func (w *Worker) reap(ctx context.Context, roots []Proc, group string) {
+	if w.rt.extinguish(ctx, w.gen, roots, group) {
 		w.post(func() {
 			w.reapers--
 			w.reaped = w.reaping && w.reapers == 0
@@ -25,13 +25,13 @@ func (w *Worker) reap(ctx context.Context, roots []Proc) {
 	}
 }
 
-// extinguish kills roots and all that belongs to their sessions, until a look at
-// the process table finds none of them. False when ctx ended first.
-func (r *Runtime) extinguish(ctx context.Context, gen int, roots []Proc) bool {
+// extinguish kills roots and all that belongs to their sessions and cgroups, until a
+// look at the process table finds none of them. False when ctx ended first.
+func (r *Runtime) extinguish(ctx context.Context, gen int, roots []Proc, groups ...string) bool {
 	began := time.Now()
 	seen := map[Proc]bool{} // descendants keep their names when their parents are gone
 	for round := 0; ; round++ {
-		left := remaining(roots, seen)
+		left := remaining(roots, groups, seen)
 		if len(left) == 0 {
 			return true
 		}
@@ -53,11 +53,16 @@ func (r *Runtime) extinguish(ctx context.Context, gen int, roots []Proc) bool {
 	}
 }
 
-// remaining lists what still lives of roots, their sessions and whatever was seen
-// to belong to them before; roots first, a kill of those takes the group along.
-func remaining(roots []Proc, seen map[Proc]bool) (left []Proc) {
+// remaining lists what still lives of roots, their sessions, their cgroups and whatever
+// was seen to belong to them before; roots first, a kill of those takes the group along.
+func remaining(roots []Proc, groups []string, seen map[Proc]bool) (left []Proc) {
 	for _, root := range roots {
 		for _, p := range sessionMembers(root) {
+			seen[p] = true
+		}
+	}
+	for _, group := range groups {
+		for _, p := range cgroupMembers(group) {
 			seen[p] = true
 		}
 	}

@@ -15,18 +15,20 @@ import (
 // Invariants: a pair has Engine and API; a cold start or an exec command has
 // Engine only and Cold set. Boot is the life of the host that the Procs belong to.
 type Record struct {
-	ID         string    `json:"id"`
-	Runtime    string    `json:"runtime"`
-	Generation int       `json:"generation"`
-	Cold       bool      `json:"cold,omitempty"`
-	Engine     Proc      `json:"engine"`
-	API        Proc      `json:"api,omitzero"`
-	Boot       string    `json:"boot"`
-	State      State     `json:"state"`
-	Placement  string    `json:"placement,omitempty"`
-	Attempt    int       `json:"attempt,omitempty"`
-	Log        string    `json:"log"`
-	Since      time.Time `json:"since"` // of the worker, not of the state
+	ID         string `json:"id"`
+	Runtime    string `json:"runtime"`
+	Generation int    `json:"generation"`
+	Cold       bool   `json:"cold,omitempty"`
+	Engine     Proc   `json:"engine"`
+	API        Proc   `json:"api,omitzero"`
+	Boot       string `json:"boot"`
+	State      State  `json:"state"`
+	Placement  string `json:"placement,omitempty"`
+	Attempt    int    `json:"attempt,omitempty"`
+	// CGroup is the folder of the worker's own cgroup, where it has one.
+	CGroup string    `json:"cgroup,omitempty"`
+	Log    string    `json:"log"`
+	Since  time.Time `json:"since"` // of the worker, not of the state
 }
 
 // roles lists the processes of a worker with what each is.
@@ -52,6 +54,14 @@ func (r Record) living() (alive []Proc) {
 		}
 	}
 	return alive
+}
+
+// group is the worker's cgroup, none after a reboot.
+func (r Record) group() string {
+	if r.Boot != "" && r.Boot != bootID() {
+		return ""
+	}
+	return r.CGroup
 }
 
 // Info is what there is to know of a worker now.

@@ -44,11 +44,12 @@ func (r *Runtime) Shutdown(ctx context.Context) error {
 
 func (r *Runtime) endWorkers(ctx context.Context) error {
 	var roots []Proc
+	var groups []string
 	for _, rec := range r.everything(ctx) {
-		roots = append(roots, rec.living()...)
+		roots, groups = append(roots, rec.living()...), append(groups, rec.group())
 	}
-	if !r.extinguish(ctx, 0, roots) {
-		return fmt.Errorf("end workers: %w; still running: %v", ctx.Err(), remaining(roots, map[Proc]bool{}))
+	if !r.extinguish(ctx, 0, roots, groups...) {
+		return fmt.Errorf("end workers: %w; still running: %v", ctx.Err(), remaining(roots, groups, map[Proc]bool{}))
 	}
 	return nil
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -121,10 +123,8 @@ func (w *Worker) Stop(ctx context.Context, grace time.Duration) error {
 		}
 		return w.gone("stop")
 	case <-ctx.Done():
-		var left []Proc
-		for _, p := range w.Record().procs() {
-			left = append(left, sessionMembers(p)...)
-		}
+		rec := w.Record()
+		left := remaining(slices.Collect(maps.Values(rec.procs())), []string{rec.group()}, map[Proc]bool{})
 		return fmt.Errorf("stop worker %s: %w; still running: %v", w.id, ctx.Err(), left)
 	}
 }
