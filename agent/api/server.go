@@ -70,11 +70,12 @@ func Serve(ctx context.Context, srv *http.Server, grace time.Duration, lns ...ne
 	defer end()
 	srv.BaseContext = func(net.Listener) context.Context { return base }
 	errs := make(chan error, len(lns))
+	secure := srv.TLSConfig // read once: the first Serve gives a server without one an empty one
 	for _, ln := range lns {
 		tcp := ln.Addr().Network() != "unix"
 		ln = &limitListener{Listener: ln, slots: make(chan struct{}, maxConns)}
-		if tcp && srv.TLSConfig != nil {
-			ln = tls.NewListener(ln, srv.TLSConfig) // on the outside: net/http must see that it is TLS
+		if tcp && secure != nil {
+			ln = tls.NewListener(ln, secure) // on the outside: net/http must see that it is TLS
 		}
 		go func() { errs <- srv.Serve(ln) }()
 	}
