@@ -61,6 +61,11 @@ const (
 	TierCold     Tier = "cold"     // a plain engine start
 )
 
+// Valid reports whether t is one of the named tiers.
+func (t Tier) Valid() bool {
+	return t == TierServing || t == TierSleeping || t == TierWarm || t == TierCold
+}
+
 // Start is what a caller wants of a start.
 type Start string
 

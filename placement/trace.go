@@ -34,6 +34,12 @@ type Trace struct {
 	Total  float64 `json:"total_seconds"`
 	Phases []Phase `json:"phases"`
 	Failed string  `json:"failed,omitempty"`
+	// Root is the span of the whole start: the parent of its phases. Parent is the
+	// caller's, when the request came in a trace of its own.
+	Root   string `json:"root_span_id,omitempty"`
+	Parent string `json:"parent_span_id,omitempty"`
+	// Unsampled says that the caller wants its trace to be kept by nobody else.
+	Unsampled bool `json:"unsampled,omitempty"`
 }
 
 // Event is one thing that happened, for people: `warmctl events`.

@@ -101,7 +101,13 @@ func (f *fake) routes(role string) http.Handler {
 		if err != nil {
 			return nil, err
 		}
-		return fakeTrace(p.ID), nil
+		t := fakeTrace(p.ID)
+		if p.ID == "p-aab2" { // a start that loaded longer, and had no coordinator
+			t.Total += 1.5
+			t.Phases[7].Duration += 1.5
+			t.Phases = slices.Delete(t.Phases, 3, 4)
+		}
+		return t, nil
 	})
 	get("GET /v1/traces", func(*http.Request) (any, error) { return []placement.Trace{fakeTrace("p-aaa1")}, nil })
 	get("GET /v1/workers", func(*http.Request) (any, error) {

@@ -12,35 +12,44 @@ import (
 
 func traceCommand() command {
 	return command{
-		name: "trace", args: "[ID]", max: 1, complete: "placements",
-		short: "show the phases of a start as a waterfall",
+		name: "trace", args: "[ID | diff A B]", max: 3, complete: "placements",
+		short: "show the phases of a start as a waterfall, or of many as percentiles",
 		long: `Without ID it lists the traces that are kept, newest first. With ID (a placement id,
 a unique prefix of one, or a served name) it draws the start: first the phases that
 were over before the request, which is what warmth means, then those that the
-request waited for, each with the process that did it. -o json has every span.`,
+request waited for, each with the process that did it. -o json has every span.
+
+diff A B compares two starts phase by phase and lists what got slower first. --stats
+gives percentiles of every phase over all kept starts that came to a first token, for
+each model, node and tier.`,
 		examples: []example{
 			{"warmctl trace opt-125m", ""},
 			{"warmctl trace p-4f2a --ascii > start.txt", "for a ticket"},
+			{"warmctl trace --stats --model opt-125m --tier warm", "is it always like that?"},
+			{"warmctl trace diff p-4f2a p-9c01", "what got slower?"},
 			{"warmctl trace -o json | jq '.[0].total_seconds'", "how long did the newest start take?"},
 		},
-		flags: []cli.Flag{&cli.BoolFlag{Name: "ascii", Usage: "draw with ASCII (the default when the locale is not UTF-8)"}},
+		flags: []cli.Flag{
+			&cli.BoolFlag{Name: "ascii", Usage: "draw with ASCII (the default when the locale is not UTF-8)"},
+			&cli.BoolFlag{Name: "stats", Usage: "percentiles by model, node, tier and phase"},
+			&cli.StringFlag{Name: "model", Usage: "`NAME`: with --stats, only starts of this model: its path, or the last part of it"},
+			&cli.StringFlag{Name: "node", Usage: "`NODE`: with --stats, only starts there"},
+			&cli.StringFlag{Name: "tier", Usage: "`TIER`: with --stats, only starts that were serving, sleeping, warm or cold"},
+		},
 		run: func(c *call) error {
-			if len(c.args) == 0 {
+			switch n := len(c.args); {
+			case c.flags.Bool("stats") && n > 0:
+				return usagef("--stats is about many starts: it takes no ID")
+			case c.flags.Bool("stats"):
+				return traceStats(c)
+			case n == 3 && c.args[0] == "diff":
+				return traceDiff(c, c.args[1], c.args[2])
+			case n > 1:
+				return usagef("trace takes one ID, or: trace diff A B").WithHint("%s", usageHint(findCommand(commands(), "trace")))
+			case n == 0:
 				return listTraces(c)
 			}
-			key := c.args[0]
-			t, who, err := ask(c,
-				func(k *coordapi.Client) (placement.Trace, error) { return k.Trace(c.ctx, key) },
-				func(k *agentapi.Client) (placement.Trace, error) {
-					p, err := resolveOnAgent(c, k, key)
-					if isNotFound(err) {
-						return k.Trace(c.ctx, key) // released, but its trace may be kept
-					}
-					if err != nil {
-						return placement.Trace{}, err
-					}
-					return k.Trace(c.ctx, p.ID)
-				})
+			t, who, err := oneTrace(c, c.args[0])
 			if err != nil || c.json {
 				return orJSON(c, t, err)
 			}
@@ -51,12 +60,33 @@ request waited for, each with the process that did it. -o json has every span.`,
 	}
 }
 
-func listTraces(c *call) error {
-	ts, who, err := ask(c,
+// oneTrace finds the newest trace of what a key means.
+func oneTrace(c *call, key string) (placement.Trace, answerer, error) {
+	return ask(c,
+		func(k *coordapi.Client) (placement.Trace, error) { return k.Trace(c.ctx, key) },
+		func(k *agentapi.Client) (placement.Trace, error) {
+			p, err := resolveOnAgent(c, k, key)
+			if isNotFound(err) {
+				return k.Trace(c.ctx, key) // released, but its trace may be kept
+			}
+			if err != nil {
+				return placement.Trace{}, err
+			}
+			return k.Trace(c.ctx, p.ID)
+		})
+}
+
+// keptTraces are those of every node that answers.
+func keptTraces(c *call) ([]placement.Trace, answerer, error) {
+	return ask(c,
 		func(k *coordapi.Client) ([]placement.Trace, error) {
 			return get[[]placement.Trace](c.ctx, c, k.Conn, "/v1/traces")
 		},
 		func(k *agentapi.Client) ([]placement.Trace, error) { return k.Traces(c.ctx) })
+}
+
+func listTraces(c *call) error {
+	ts, who, err := keptTraces(c)
 	if err != nil {
 		return err
 	}
@@ -64,7 +94,7 @@ func listTraces(c *call) error {
 		tb := newTable("PLACEMENT", "MODEL", "NODE", "DEVICE", "RUNTIME", "TIER", ">TOTAL", ">BEFORE", ">PHASES", ">AGE", "FAILED")
 		for _, t := range ts {
 			before, _ := splitPhases(t.Phases)
-			tb.add(t.Placement, t.Model, t.Node, shortDevice(t.Device), t.Runtime, string(t.Tier), seconds(t.Total), seconds(covered(before)),
+			tb.add(t.Placement, t.Model, t.Node, shortDevice(t.Device), t.Runtime, string(t.Tier), seconds(t.Total), seconds(placement.Covered(before)),
 				fmt.Sprint(len(t.Phases)), c.since(t.Begin), t.Failed)
 		}
 		tb.write(c.Out, "")

@@ -44,7 +44,7 @@ func waterfall(t placement.Trace, width int, ascii bool) string {
 		for _, p := range before {
 			longest = max(longest, p.Duration)
 		}
-		fmt.Fprintf(&b, "\n%s\n", l.rule(s, "done before the request: "+seconds(covered(before))))
+		fmt.Fprintf(&b, "\n%s\n", l.rule(s, "done before the request: "+seconds(placement.Covered(before))))
 		for _, p := range before {
 			cells := 0
 			if longest > 0 {
@@ -62,7 +62,7 @@ func waterfall(t placement.Trace, width int, ascii bool) string {
 	if len(t.Phases) == 0 {
 		b.WriteString("no phases were recorded\n")
 	} else if t.Total > 0 {
-		if rest := t.Total - covered(after); rest > 0.01*t.Total {
+		if rest := t.Total - placement.Covered(after); rest > 0.01*t.Total {
 			fmt.Fprintf(&b, "\nin no phase: %s\n", seconds(rest))
 		}
 	}
@@ -164,28 +164,6 @@ func splitPhases(all []placement.Phase) (before, after []placement.Phase) {
 		}
 	}
 	return before, after
-}
-
-// covered is the time in which at least one of the phases ran: phases nest and
-// overlap, so their durations do not add up.
-func covered(phases []placement.Phase) float64 {
-	spans := make([][2]float64, 0, len(phases))
-	for _, p := range phases {
-		from, to := p.Start, p.Start+p.Duration
-		if !p.Before && to > 0 {
-			from = max(from, 0) // what it did before the request nobody waited for
-		}
-		spans = append(spans, [2]float64{from, to})
-	}
-	sort.Slice(spans, func(i, j int) bool { return spans[i][0] < spans[j][0] })
-	sum, end := 0.0, math.Inf(-1)
-	for _, s := range spans {
-		if s[1] > end {
-			sum += s[1] - max(s[0], end)
-			end = s[1]
-		}
-	}
-	return sum
 }
 
 // depths counts the known parents of each span, at most four: deeper nesting

@@ -56,24 +56,6 @@ func TestWaterfallHoldsForAnyPhases(t *testing.T) {
 	})
 }
 
-// TestCoveredTimeCountsNestedPhasesOnce against a dumb count of milliseconds.
-func TestCoveredTimeCountsNestedPhasesOnce(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		var phases []placement.Phase
-		busy := map[int]bool{}
-		for range rapid.IntRange(0, 8).Draw(t, "n") {
-			from, d := rapid.IntRange(0, 50).Draw(t, "from"), rapid.IntRange(0, 30).Draw(t, "d")
-			phases = append(phases, placement.Phase{Start: float64(from), Duration: float64(d)})
-			for i := from; i < from+d; i++ {
-				busy[i] = true
-			}
-		}
-		if got := covered(phases); got != float64(len(busy)) {
-			t.Fatalf("covered %v, counted %d", got, len(busy))
-		}
-	})
-}
-
 func TestCoordinatorsPhasesAreWaitedFor(t *testing.T) {
 	before, after := splitPhases(fakeTrace("p").Phases)
 	require.Len(t, before, 3)
