@@ -152,7 +152,8 @@ func New(cfg Config, opt Options) (a *Agent, err error) {
 		return a, err
 	}
 	a.recorder, err = trace.New(trace.Options{
-		Dir: filepath.Join(cfg.DataDir, "traces"), Keep: cfg.KeepTraces, Log: a.log, OnFinish: a.metrics.finished, OnSpan: a.span,
+		Dir: filepath.Join(cfg.DataDir, "traces"), Keep: cfg.KeepTraces, Collector: cfg.Trace.Collector,
+		Log: a.log, OnFinish: a.metrics.finished, OnSpan: a.span,
 	})
 	if err != nil {
 		return a, fmt.Errorf("open traces: %w", err)
@@ -250,6 +251,12 @@ func (a *Agent) addDevices() error {
 			Memory: memory{a.inv, dev.ID}, Journal: a.journal, Ports: a.ports, NewID: workerIDs(i), Probe: device.Probe,
 			Trace: func(head placement.Trace, parent string, at time.Time) device.Trace {
 				return a.recorder.Begin(head, parent, at)
+			},
+			Resume: func(id string) device.Trace {
+				if t, ok := a.recorder.Resume(id); ok {
+					return t
+				}
+				return nil
 			},
 			Observe: a.metrics, Emit: a.events.add, OnChange: a.touch, Capacity: a.Capacity, Log: a.log, Timings: a.timings(),
 		})

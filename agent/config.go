@@ -17,6 +17,7 @@ import (
 	"warmd/agent/api/access"
 	"warmd/agent/conf"
 	"warmd/agent/gossip"
+	"warmd/agent/internal/trace"
 	"warmd/agent/runtime"
 	"warmd/placement"
 )
@@ -70,6 +71,8 @@ type Config struct {
 	Access access.Groups `toml:"access"`
 	// KeepTraces bounds the kept traces.
 	KeepTraces int `toml:"keep_traces"`
+	// Trace says where traces go besides.
+	Trace TraceConfig `toml:"trace"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `toml:"log_level"`
 	// Gossip is how this node finds the fleet; without Listen it is a fleet of one.
@@ -95,6 +98,12 @@ type DeviceConfig struct {
 	// one for each 8 GiB of memory, at most 4.
 	Slots int            `toml:"slots"`
 	Warm  map[string]int `toml:"warm"`
+}
+
+// TraceConfig is where finished traces are sent.
+type TraceConfig struct {
+	// Collector is the URL of an OpenTelemetry collector (OTLP over HTTP), empty for none.
+	Collector string `toml:"otlp_endpoint"`
 }
 
 // DefaultConfig is a service's configuration.
@@ -186,6 +195,11 @@ func (c Config) Validate() error {
 	}
 	if c.KeepTraces < 1 || c.KeepTraces > 100000 {
 		bad("keep_traces", "%d must be between 1 and 100000", c.KeepTraces)
+	}
+	if c.Trace.Collector != "" {
+		if err := trace.CheckCollector(c.Trace.Collector); err != nil {
+			bad("trace.otlp_endpoint", "%v", err)
+		}
 	}
 	if c.FollowGrace <= 0 {
 		bad("follow_grace", "%s must be positive", c.FollowGrace)

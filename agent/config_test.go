@@ -82,6 +82,8 @@ root = ["wheel"]
 slots = 1000
 [devices.cpu-0.warm]
 v = 99
+[trace]
+otlp_endpoint = "collector:4318"
 `
 	c, f, err := ReadConfig(write(t, text))
 	require.ErrorContains(t, err, "agent.toml:12: unknown key noed")
@@ -93,5 +95,5 @@ v = 99
 	}
 	require.Equal(t, []string{"1: node", "2: data_dir", "3: socket", "4: listen[0]", "4: listen[2]", "5: advertise", "6: endpoint_host", "7: endpoint_ports",
 		"8: model_roots[0]", "9: device", "10: keep_traces", "11: log_level", "14: warm.v", "15: gossip.keys_file", "17: gossip.join[0]",
-		"19: access.read[1]", "22: devices.cpu-0.slots", "24: devices.cpu-0.warm.v"}, found)
+		"19: access.read[1]", "22: devices.cpu-0.slots", "24: devices.cpu-0.warm.v", "26: trace.otlp_endpoint"}, found)
 }

@@ -48,6 +48,11 @@ func (d *Device) AdoptPlacement(c Claim, w Worker, problem error) {
 	case r.Placement.State == placement.Ready:
 		c.Entry.Feed.Add(lastLine(r.Placement, nil, nil))
 	}
+	if d.cfg.Resume != nil && r.Placement.State != placement.Ready {
+		if t := d.cfg.Resume(c.Entry.ID); t != nil {
+			l.trace = t
+		}
+	}
 	d.busy[c.Entry.ID] = l
 	c.Entry.owner.Store(d)
 	d.publish()

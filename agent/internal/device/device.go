@@ -12,7 +12,7 @@ import (
 	"warmd/placement"
 )
 
-// Config is what a device's loop is made of. All fields but Trace, Observe, Emit,
+// Config is what a device's loop is made of. All fields but Trace, Resume, Observe, Emit,
 // OnChange and the timings are needed.
 type Config struct {
 	Node, ID, Kind, Name string
@@ -30,6 +30,9 @@ type Config struct {
 	Probe func(ctx context.Context, base, model string) error
 	// Trace begins the trace of a start.
 	Trace func(head placement.Trace, traceparent string, at time.Time) Trace
+	// Resume goes on with the trace of a start that an earlier agent accepted, nil when
+	// there is none.
+	Resume func(placementID string) Trace
 	// Observe counts; Emit tells people; OnChange says that there is a new View.
 	Observe  Observer
 	Emit     func(placement.Event)

@@ -2,13 +2,10 @@ package trace
 
 import (
 	"cmp"
-	"crypto/rand"
-	"encoding/hex"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
 
+	"warmd/agent/api/otlp"
 	"warmd/placement"
 )
 
@@ -23,40 +20,42 @@ type Active struct {
 	rec   *Recorder
 	head  placement.Trace // all but the phases
 	begin time.Time       // as given: with its monotonic reading
-	trace traceID
-	root  spanID // parent of our phases, and of the engine's
-	name  string // of the file
+	trace otlp.TraceID
+	root  otlp.SpanID // parent of our phases, and of the engine's
+	name  string      // of the file
 
 	phases []placement.Phase
 	ids    map[string]bool
-	ended  time.Time // when Ready or Fail was called, by our clock
-	dirty  bool      // the file, if any, is behind
+	procs  map[int]int // pid of a process made for this start -> its phase; nil after Resume
+	ended  time.Time   // when Ready or Fail was called, by our clock
+	dirty  bool        // the file is behind
+	save   time.Time   // when it is to catch up; an ended trace's at once
 }
-
-type (
-	traceID [16]byte
-	spanID  [8]byte
-)
 
 // Begin starts the trace of a placement. head says what is known (placement, node,
 // device, runtime, model, tier); at is when the request came, and zero in all
 // phases' times. A valid traceparent makes it a part of the caller's trace.
 func (r *Recorder) Begin(head placement.Trace, traceparent string, at time.Time) *Active {
-	a := &Active{rec: r, head: head, begin: at, ids: map[string]bool{}}
-	rand.Read(a.root[:])
-	if id, ok := parseTraceparent(traceparent); ok {
-		a.trace = id
-	} else {
-		rand.Read(a.trace[:])
+	a := &Active{rec: r, head: head, begin: at, ids: map[string]bool{}, procs: map[int]int{}, trace: otlp.NewTraceID(), root: otlp.NewSpanID()}
+	a.head.Parent, a.head.Unsampled = "", false
+	if caller, ok := otlp.ParseTraceparent(traceparent); ok {
+		a.trace, a.head.Parent, a.head.Unsampled = caller.Trace, caller.Span.String(), !caller.Sampled
 	}
-	a.head.TraceID = hex.EncodeToString(a.trace[:])
+	a.head.TraceID, a.head.Root = a.trace.String(), a.root.String()
 	a.head.Begin = at.Round(0).UTC()
 	a.head.Total, a.head.Failed, a.head.Phases = 0, "", nil
 	// Sorts by time; the span id makes it unique, whatever the placement is called.
-	a.name = a.head.Begin.Format("20060102T150405.000000000") + "-" + hex.EncodeToString(a.root[:]) + fileSuffix
+	a.name = a.head.Begin.Format("20060102T150405.000000000") + "-" + a.head.Root + fileSuffix
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.track(a)
+	a.changed()
+	return a
+}
+
+// track makes a trace one of the open ones.
+func (r *Recorder) track(a *Active) {
 	if len(r.open) >= maxOpen {
 		r.opt.Log.Warn("trace dropped: too many starts are under way", "placement", r.open[0].head.Placement, "open", len(r.open))
 		r.leave(r.open[0])
@@ -64,7 +63,6 @@ func (r *Recorder) Begin(head placement.Trace, traceparent string, at time.Time)
 	}
 	r.open = append(r.open, a)
 	r.join(a)
-	return a
 }
 
 // TraceID is the trace's OpenTelemetry id, in hex.
@@ -73,28 +71,19 @@ func (a *Active) TraceID() string { return a.head.TraceID }
 // Traceparent makes what a callee does a part of this trace. It always asks for
 // sampling: an engine that thinks itself unsampled would send nothing.
 func (a *Active) Traceparent() string {
-	return "00-" + a.head.TraceID + "-" + hex.EncodeToString(a.root[:]) + "-01"
+	return otlp.Context{Trace: a.trace, Span: a.root, Sampled: true}.Traceparent()
 }
 
-// Env makes an engine send its spans here. The short delay is so that they come
-// while somebody still waits, and before an engine is killed.
-func (a *Active) Env() map[string]string {
-	return map[string]string{
-		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": a.rec.Endpoint(),
-		"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
-		"OTEL_BSP_SCHEDULE_DELAY":            "500",
-		"TRACEPARENT":                        a.Traceparent(),
-	}
-}
+// Env makes an engine send its spans here.
+func (a *Active) Env() map[string]string { return otlp.Env(a.rec.Endpoint(), a.Traceparent()) }
 
 // Phase adds one of our own phases, or one that a worker reported. A phase that
 // was over before the start began is marked as such.
 func (a *Active) Phase(name, proc string, start time.Time, d time.Duration) {
-	var id spanID
-	rand.Read(id[:])
+	p := phaseAt(name, proc, start.Sub(a.begin), d, otlp.NewSpanID(), a.root)
 	a.rec.mu.Lock()
 	defer a.rec.mu.Unlock()
-	a.add(phaseAt(name, proc, start.Sub(a.begin), d, id, a.root))
+	a.add(p)
 }
 
 // SetTier corrects how warm the start is, when that is known only after Begin.
@@ -144,11 +133,46 @@ func (a *Active) add(p placement.Phase) bool {
 	}
 	a.ids[p.SpanID] = true
 	a.phases = append(a.phases, p)
-	if !a.ended.IsZero() {
-		a.dirty = true
-	}
+	a.changed()
 	return true
 }
+
+// changed makes the keeper write the file again: soon, and not for every phase.
+func (a *Active) changed() {
+	if !a.dirty {
+		a.dirty, a.save = true, time.Now().Add(saveDelay)
+		a.rec.wake()
+	}
+}
+
+// process adds what nobody reports: how long a process that was made for this start
+// took from its birth to its first span. Spans come children first, so it may turn
+// out shorter later.
+func (a *Active) process(s otlp.Span, born time.Time, first time.Duration) {
+	start := born.Sub(a.begin.Round(0))
+	if a.procs == nil || born.IsZero() || start < 0 || first < start-birthTick {
+		return // parked before the request, or its pid is another's by now
+	}
+	i, known := a.procs[s.PID]
+	if !known {
+		p := phaseAt(processStart, s.Proc, start, first-start, otlp.NewSpanID(), a.root)
+		if a.add(p) {
+			a.procs[s.PID] = len(a.phases) - 1
+		}
+		return
+	}
+	if d := max(first-start, 0).Seconds(); d < a.phases[i].Duration {
+		a.phases[i].Duration = d
+		a.changed()
+	}
+}
+
+// processStart is the phase from a process' birth to its first span: Python starts
+// and imports.
+const processStart = "process start"
+
+// birthTick is how coarse a birth is known.
+const birthTick = 20 * time.Millisecond
 
 // snapshot is a copy in the order of time, parents before their children.
 func (a *Active) snapshot() placement.Trace {
@@ -163,49 +187,14 @@ func (a *Active) snapshot() placement.Trace {
 	return t
 }
 
-func phaseAt(name, proc string, start, d time.Duration, id, parent spanID) placement.Phase {
+func phaseAt(name, proc string, start, d time.Duration, id, parent otlp.SpanID) placement.Phase {
 	d = max(d, 0)
 	p := placement.Phase{
-		Name: text(name), Proc: text(proc), Start: start.Seconds(), Duration: d.Seconds(),
-		Before: start < 0 && start+d <= 0, SpanID: hex.EncodeToString(id[:]),
+		Name: otlp.Printable(name), Proc: otlp.Printable(proc), Start: start.Seconds(), Duration: d.Seconds(),
+		Before: start < 0 && start+d <= 0, SpanID: id.String(),
 	}
-	if parent != (spanID{}) {
-		p.Parent = hex.EncodeToString(parent[:])
+	if parent != (otlp.SpanID{}) {
+		p.Parent = parent.String()
 	}
 	return p
-}
-
-// text makes a name fit for a terminal and a metric label: engines are not
-// trusted to be short and printable.
-func text(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, ""))
-	if len(s) > maxText {
-		s = strings.ToValidUTF8(s[:maxText], "")
-	}
-	return s
-}
-
-// parseTraceparent takes the trace id out of a W3C traceparent header.
-func parseTraceparent(s string) (traceID, bool) {
-	var id traceID
-	f := strings.Split(s, "-")
-	if len(f) < 4 || len(f[0]) != 2 || f[0] == "ff" || (f[0] == "00" && len(f) != 4) || len(f[1]) != 32 || len(f[2]) != 16 || len(f[3]) != 2 ||
-		strings.ToLower(s) != s {
-		return id, false
-	}
-	var parent spanID
-	for _, part := range []struct {
-		dst []byte
-		src string
-	}{{make([]byte, 1), f[0]}, {id[:], f[1]}, {parent[:], f[2]}, {make([]byte, 1), f[3]}} {
-		if _, err := hex.Decode(part.dst, []byte(part.src)); err != nil {
-			return traceID{}, false
-		}
-	}
-	return id, id != traceID{} && parent != spanID{}
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"warmd/agent/api/otlp"
 	"warmd/placement"
 )
 
@@ -16,10 +17,10 @@ import (
 //
 // Invariants: no member owns a span in waiting; shared iff there ever were two.
 type family struct {
-	members map[spanID]*Active // by root
+	members map[otlp.SpanID]*Active // by root
 	shared  bool
-	parents map[spanID]spanID // of every span seen
-	waiting []span
+	parents map[otlp.SpanID]otlp.SpanID // of every span seen
+	waiting []otlp.Span
 }
 
 // The bounds of a family; a span beyond them is lost, and counted.
@@ -33,7 +34,7 @@ const (
 func (r *Recorder) join(a *Active) {
 	f := r.families[a.trace]
 	if f == nil {
-		f = &family{members: map[spanID]*Active{}, parents: map[spanID]spanID{}}
+		f = &family{members: map[otlp.SpanID]*Active{}, parents: map[otlp.SpanID]otlp.SpanID{}}
 		r.families[a.trace] = f
 	}
 	f.members[a.root] = a
@@ -58,21 +59,21 @@ type joined struct {
 
 // take gives received spans to the starts that they belong to. Spans of traces
 // that nobody here began are dropped without a word: any engine may send them.
-func (r *Recorder) take(spans []span) []joined {
+func (r *Recorder) take(spans []otlp.Span, births map[int]time.Time) []joined {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []joined
 	touched := map[*family]bool{}
 	for _, s := range spans {
-		f := r.families[s.trace]
+		f := r.families[s.Trace]
 		if f == nil {
 			continue
 		}
 		if len(f.parents) < maxParents {
-			f.parents[s.id] = s.parent
+			f.parents[s.ID] = s.Parent
 		}
 		if a := f.owner(s); a != nil {
-			out = append(out, r.give(a, s)...)
+			out = append(out, r.give(a, s, births[s.PID])...)
 		} else if len(f.waiting) < maxWaiting {
 			f.waiting = append(f.waiting, s)
 		} else {
@@ -81,10 +82,10 @@ func (r *Recorder) take(spans []span) []joined {
 		touched[f] = true
 	}
 	for f := range touched {
-		f.waiting = slices.DeleteFunc(f.waiting, func(s span) bool {
+		f.waiting = slices.DeleteFunc(f.waiting, func(s otlp.Span) bool {
 			a := f.owner(s)
 			if a != nil {
-				out = append(out, r.give(a, s)...)
+				out = append(out, r.give(a, s, births[s.PID])...)
 			}
 			return a != nil
 		})
@@ -92,32 +93,30 @@ func (r *Recorder) take(spans []span) []joined {
 	return out
 }
 
-func (r *Recorder) give(a *Active, s span) []joined {
-	start, d, ok := s.times(a.begin)
+func (r *Recorder) give(a *Active, s otlp.Span, born time.Time) []joined {
+	start, d, ok := times(s, a.begin)
 	if !ok || len(a.phases) >= maxPhases {
 		r.lost++
 		return nil
 	}
-	p := phaseAt(s.name, s.proc, start, d, s.id, s.parent)
+	p := phaseAt(s.Name, s.Proc, start, d, s.ID, s.Parent)
 	if !a.add(p) {
 		return nil
 	}
-	if !a.ended.IsZero() {
-		r.wake()
-	}
+	a.process(s, born, start)
 	return []joined{{a.head.Placement, p}}
 }
 
 // owner walks up from a span to a root, and is nil when it does not get there. A
 // start that never had to share owns every span: an engine may lose some of the
 // ancestors.
-func (f *family) owner(s span) *Active {
+func (f *family) owner(s otlp.Span) *Active {
 	if !f.shared {
 		for _, a := range f.members {
 			return a
 		}
 	}
-	at := s.parent
+	at := s.Parent
 	for range maxDepth { // parents may form a ring
 		if a := f.members[at]; a != nil {
 			return a
@@ -133,10 +132,10 @@ func (f *family) owner(s span) *Active {
 
 // times are a span's start, relative to the begin of its trace, and its length.
 // The clocks are both this host's wall clock.
-func (s span) times(begin time.Time) (start, d time.Duration, ok bool) {
-	if s.start > math.MaxInt64 || s.end > math.MaxInt64 || s.start == 0 {
+func times(s otlp.Span, begin time.Time) (start, d time.Duration, ok bool) {
+	if s.Start > math.MaxInt64 || s.End > math.MaxInt64 || s.Start == 0 {
 		return 0, 0, false
 	}
-	start = time.Unix(0, int64(s.start)).Sub(begin.Round(0))
-	return start, time.Duration(max(int64(s.end)-int64(s.start), 0)), true
+	start = time.Unix(0, int64(s.Start)).Sub(begin.Round(0))
+	return start, time.Duration(max(int64(s.End)-int64(s.Start), 0)), true
 }

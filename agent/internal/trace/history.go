@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"warmd/placement"
 )
@@ -24,9 +25,12 @@ const (
 type file struct {
 	Version int             `json:"version"`
 	Trace   placement.Trace `json:"trace"`
+	// Open says that the start went on when this was written.
+	Open bool `json:"open,omitempty"`
 }
 
-// history is the traces that have ended, one file each, the newest of them.
+// history is the traces, one file each, the newest of them: those that have ended,
+// and what is known so far of those that have not.
 //
 // Invariants:
 //
@@ -41,6 +45,7 @@ type history struct {
 	log      *slog.Logger
 	items    []item
 	failing  bool // the last write failed, and somebody was told
+	writes   atomic.Int64
 }
 
 // item is one file. One that cannot be read has no trace, but counts.
@@ -108,6 +113,9 @@ func (h *history) read(it *item) error {
 	if f.Trace.Phases == nil {
 		f.Trace.Phases = []placement.Phase{}
 	}
+	if f.Open {
+		f.Trace.Failed = interrupted // in memory: the next agent may still go on with it
+	}
 	it.trace = f.Trace
 	return nil
 }
@@ -116,8 +124,9 @@ func (h *history) read(it *item) error {
 // does not sync: that would compete with the journal, on which placements wait,
 // and a trace that a power cut leaves torn is only ignored. A failure is told once,
 // the trace stays in memory.
-func (h *history) write(name string, t placement.Trace) int64 {
-	data, err := json.Marshal(file{fileVersion, t})
+func (h *history) write(name string, t placement.Trace, open bool) int64 {
+	h.writes.Add(1)
+	data, err := json.Marshal(file{fileVersion, t, open})
 	if err == nil && h.dir != "" {
 		path := filepath.Join(h.dir, name)
 		if err = os.WriteFile(path+tempSuffix, data, 0o640); err == nil {

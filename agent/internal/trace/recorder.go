@@ -9,31 +9,32 @@
 //
 //	Begin --> open --Ready, Fail--> ended --10 s, or Run's end--> finished
 //
-// An ended trace is on disk at once, and takes late spans until it is finished:
-// exporters send in batches. Then it is handed to Options.OnFinish and never
-// changes again.
+// An open trace is on disk within a quarter of a second, with what is known, and is
+// written again as phases come: when the agent is killed, the next one goes on with
+// it ([Recorder.Resume]), and the engine, which knows one address for its whole life,
+// finds that agent on the same port. An ended trace is on disk at once, and takes late
+// spans until it is finished: exporters send in batches. Then it is handed to
+// Options.OnFinish and to the collector, if there is one, and never changes again.
 //
 // Nothing here can hold up a start: Begin, Phase, Ready and Fail take a mutex that
-// is never held over I/O, and cost microseconds. Only [Recorder.Run] writes files.
-// Traces are for people: a crash may lose the last ones, and costs nothing else.
+// is never held over I/O, and cost microseconds. Only [Recorder.Run] writes files and
+// sends to the collector. Traces are for people: nothing is synced, a power cut may
+// lose the last ones, and costs nothing else.
 //
-// Reading order: recorder.go, active.go, family.go, receiver.go, decode.go,
-// history.go, stats.go.
+// Reading order: recorder.go, active.go, family.go, history.go, port.go, export.go.
+// What reads spans is [warmd/agent/api/otlp].
 package trace
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"warmd/agent/api/otlp"
 	"warmd/placement"
 )
 
@@ -41,11 +42,13 @@ import (
 // exporter sends every 5 s unless told otherwise.
 const lateWindow = 10 * time.Second
 
+// saveDelay is how long what is new of an open trace may be missing from its file.
+const saveDelay = 250 * time.Millisecond
+
 // Bounds of what one host's engines can make us hold.
 const (
 	maxOpen   = 1024 // traces that are not finished
 	maxPhases = 1024 // of one trace
-	maxText   = 128  // bytes of a name
 )
 
 // Options of New.
@@ -56,9 +59,13 @@ type Options struct {
 	// them (default 16 MiB): the oldest go first.
 	Keep     int
 	MaxBytes int64
-	// Addr is where engines send spans: a loopback address (default 127.0.0.1:0).
+	// Addr is where engines send spans: a loopback address. The default is any port,
+	// and with Dir the one of the last time, for the engines that know it.
 	Addr string
-	Log  *slog.Logger
+	// Collector is the URL that finished traces are sent to in OTLP over HTTP, empty for
+	// none.
+	Collector string
+	Log       *slog.Logger
 	// OnFinish sees each finished trace, one at a time, off the path of any start.
 	OnFinish func(placement.Trace)
 	// OnSpan sees each phase that an engine sent, as it comes: the progress of a
@@ -69,13 +76,13 @@ type Options struct {
 // Recorder is the traces of one agent.
 type Recorder struct {
 	opt      Options
-	listener net.Listener
-	slots    chan struct{} // one per body that is being read
+	receiver *otlp.Receiver
+	exporter *exporter     // nil without a collector
 	kick     chan struct{} // the keeper has something to write
 
 	mu       sync.Mutex
 	open     []*Active // oldest first: open and ended
-	families map[traceID]*family
+	families map[otlp.TraceID]*family
 	history  *history
 	lost     int // spans of a known trace that found no place
 }
@@ -83,17 +90,17 @@ type Recorder struct {
 // New reads the history and opens the OTLP listener, so that Endpoint is known; it
 // starts nothing. The caller owes Run or Close.
 func New(opt Options) (*Recorder, error) {
-	opt.Addr = cmp.Or(opt.Addr, "127.0.0.1:0")
-	host, _, err := net.SplitHostPort(opt.Addr)
-	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-		return nil, fmt.Errorf("trace address %q: it must be a loopback address such as 127.0.0.1:0, spans are not authenticated", opt.Addr)
-	}
 	r, err := newRecorder(opt)
 	if err != nil {
 		return nil, err
 	}
-	if r.listener, err = net.Listen("tcp", opt.Addr); err != nil {
-		return nil, fmt.Errorf("listen for spans: %w", err)
+	if opt.Collector != "" {
+		if r.exporter, err = newExporter(opt.Collector, r.opt.Log); err != nil {
+			return nil, err
+		}
+	}
+	if r.receiver, err = listen(r.opt, r.received); err != nil {
+		return nil, err
 	}
 	return r, nil
 }
@@ -113,25 +120,45 @@ func newRecorder(opt Options) (*Recorder, error) {
 		return nil, err
 	}
 	return &Recorder{
-		opt: opt, history: h, families: map[traceID]*family{},
-		slots: make(chan struct{}, maxBodies), kick: make(chan struct{}, 1),
+		opt: opt, history: h, families: map[otlp.TraceID]*family{}, kick: make(chan struct{}, 1),
 	}, nil
 }
 
 // Endpoint is where engines send spans: the whole URL, as vLLM wants it.
-func (r *Recorder) Endpoint() string { return "http://" + r.listener.Addr().String() + tracesPath }
+func (r *Recorder) Endpoint() string { return r.receiver.Endpoint() }
 
 // Close gives the listener back when Run is never called.
-func (r *Recorder) Close() error { return r.listener.Close() }
+func (r *Recorder) Close() error { return r.receiver.Close() }
 
 // Run receives spans and keeps the history until ctx ends; then it finishes every
-// trace that has ended, and drops the ones that go on: their placements do, too.
+// trace that has ended, and leaves the ones that go on to the next agent: their
+// placements go on, too.
 func (r *Recorder) Run(ctx context.Context) error {
+	stop := r.exporter.start()
+	defer stop() // when the last traces are finished
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.receive(ctx) })
+	g.Go(func() error { return r.receiver.Run(ctx) })
 	g.Go(func() error { r.keepHistory(ctx); return nil })
 	return g.Wait()
 }
+
+// received gives spans to their traces, and tells the progress.
+func (r *Recorder) received(spans []otlp.Span) {
+	births := map[int]time.Time{} // before the mutex: it is never held over I/O
+	for _, s := range spans {
+		if _, asked := births[s.PID]; !asked && s.PID != 0 && len(births) < maxProcs {
+			births[s.PID], _ = otlp.Birth(s.PID) // of one that is gone nothing is known
+		}
+	}
+	for _, j := range r.take(spans, births) {
+		if r.opt.OnSpan != nil {
+			r.opt.OnSpan(j.placement, j.phase)
+		}
+	}
+}
+
+// maxProcs bounds the processes that one batch may make us look at.
+const maxProcs = 64
 
 // keepHistory writes what has ended and finishes what is old enough. It is the
 // only writer of files, and of r.history.
@@ -151,46 +178,53 @@ func (r *Recorder) keepHistory(ctx context.Context) {
 	}
 }
 
-// settle writes each ended trace that changed, finishes those whose time is over
-// (all of them when this is the end), and says when to come again.
+// settle writes each trace whose file is behind, finishes those whose time is over
+// (all that have ended when this is the end), and says when to come again.
 func (r *Recorder) settle(now time.Time, end bool) time.Duration {
 	type job struct {
 		name     string
 		trace    placement.Trace
 		write    bool
+		open     bool
 		finished bool
 	}
 	next := time.Hour
 	var jobs []job
 	r.mu.Lock()
 	r.open = slices.DeleteFunc(r.open, func(a *Active) bool {
-		if a.ended.IsZero() {
-			return false
-		}
+		ended := !a.ended.IsZero()
 		left := a.ended.Add(lateWindow).Sub(now)
-		finished := end || left <= 0
-		if a.dirty || finished {
-			jobs = append(jobs, job{a.name, a.snapshot(), a.dirty, finished})
-			a.dirty = false
+		finished := ended && (end || left <= 0)
+		write := a.dirty && (ended || end || !now.Before(a.save))
+		if write || finished {
+			jobs = append(jobs, job{a.name, a.snapshot(), write, !ended, finished})
+			a.dirty = a.dirty && !write
 		}
-		if finished {
+		switch {
+		case finished:
 			r.leave(a)
-		} else {
+			return true
+		case ended:
 			next = min(next, left)
+		case a.dirty:
+			next = min(next, a.save.Sub(now))
 		}
-		return finished
+		return false
 	})
 	r.mu.Unlock()
 	for _, j := range jobs {
 		if j.write {
-			size := r.history.write(j.name, j.trace)
+			size := r.history.write(j.name, j.trace, j.open)
 			r.mu.Lock()
 			gone := r.history.add(j.name, j.trace, size)
 			r.mu.Unlock()
 			r.history.remove(gone)
 		}
-		if j.finished && r.opt.OnFinish != nil {
-			r.opt.OnFinish(j.trace)
+		if j.finished {
+			r.exporter.offer(j.trace)
+			if r.opt.OnFinish != nil {
+				r.opt.OnFinish(j.trace)
+			}
 		}
 	}
 	return next
@@ -246,6 +280,3 @@ func (r *Recorder) Lost() int {
 	defer r.mu.Unlock()
 	return r.lost
 }
-
-// errBody is a body that is not OTLP.
-var errBody = errors.New("not an OTLP trace request")

@@ -1,4 +1,4 @@
-package trace
+package otlp
 
 import (
 	"bytes"
@@ -15,24 +15,21 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
-	"go.opentelemetry.io/otel/propagation"
-	"go.opentelemetry.io/otel/sdk/resource"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
 	res "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
-
-	"warmd/placement"
 )
 
-// serve runs a recorder with its listener until the test ends.
-func serve(t *testing.T, opt Options) *Recorder {
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serve runs a receiver until the test ends; batches come out of the channel.
+func serve(t *testing.T) (*Receiver, chan []Span) {
 	t.Helper()
-	r, err := New(opt)
+	got := make(chan []Span, 16)
+	r, err := Listen("127.0.0.1:0", func(s []Span) { got <- s }, nil)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -42,7 +39,7 @@ func serve(t *testing.T, opt Options) *Recorder {
 		assert.NoError(t, <-done)
 		http.DefaultClient.CloseIdleConnections()
 	})
-	return r
+	return r, got
 }
 
 func attr(key, val string) *common.KeyValue {
@@ -60,10 +57,15 @@ func request(kind string, spans ...*tracepb.Span) *collector.ExportTraceServiceR
 	}}}
 }
 
-func spanPB(a *Active, name string, id byte) *tracepb.Span {
+var (
+	aTrace = TraceID{1, 2, 3}
+	aRoot  = SpanID{9}
+)
+
+func spanPB(name string, id byte) *tracepb.Span {
 	return &tracepb.Span{
-		TraceId: a.trace[:], SpanId: []byte{0, 0, 0, 0, 0, 0, 0, id}, ParentSpanId: a.root[:], Name: name,
-		StartTimeUnixNano: uint64(a.begin.UnixNano()), EndTimeUnixNano: uint64(a.begin.Add(time.Second).UnixNano()),
+		TraceId: aTrace[:], SpanId: []byte{0, 0, 0, 0, 0, 0, 0, id}, ParentSpanId: aRoot[:], Name: name,
+		StartTimeUnixNano: 1_000_000_000, EndTimeUnixNano: 2_000_000_000,
 		Attributes: []*common.KeyValue{attr("code.function", "f")},
 	}
 }
@@ -83,7 +85,7 @@ func pack(t *testing.T, b []byte) []byte {
 	return out.Bytes()
 }
 
-func post(t *testing.T, r *Recorder, body []byte, header ...string) (int, string) {
+func post(t *testing.T, r *Receiver, body []byte, header ...string) (int, string) {
 	t.Helper()
 	q, err := http.NewRequest(http.MethodPost, r.Endpoint(), bytes.NewReader(body))
 	require.NoError(t, err)
@@ -99,14 +101,12 @@ func post(t *testing.T, r *Recorder, body []byte, header ...string) (int, string
 	return w.StatusCode, string(text)
 }
 
-func TestEnginesSpansBecomePhases(t *testing.T) {
-	seen := make(chan string, 10)
-	r := serve(t, Options{OnSpan: func(id string, p placement.Phase) { seen <- id + " " + p.Proc + " " + p.Name }})
-	a := r.Begin(head("p1"), "", time.Now())
+func TestEnginesBatchesAreRead(t *testing.T) {
+	r, got := serve(t)
 	for i, c := range []struct{ kind, name, proc string }{
 		{"engine_core", "EngineCoreProc init", "engine"}, {"worker", "Load model", "worker"}, {"", "anything", "engine"},
 	} {
-		body := marshal(t, request(c.kind, spanPB(a, c.name, byte(i+1))))
+		body := marshal(t, request(c.kind, spanPB(c.name, byte(i+1))))
 		header := []string{}
 		if i == 1 {
 			body, header = pack(t, body), []string{"Content-Encoding", "gzip"}
@@ -114,9 +114,10 @@ func TestEnginesSpansBecomePhases(t *testing.T) {
 		code, text := post(t, r, body, header...)
 		require.Equal(t, 200, code, text)
 		require.NoError(t, proto.Unmarshal([]byte(text), &collector.ExportTraceServiceResponse{}))
-		assert.Equal(t, "p1 "+c.proc+" "+c.name, <-seen)
+		assert.Equal(t, []Span{{
+			Trace: aTrace, ID: SpanID{7: byte(i + 1)}, Parent: aRoot, Name: c.name, Proc: c.proc, PID: 42, Start: 1_000_000_000, End: 2_000_000_000,
+		}}, <-got)
 	}
-	assert.Len(t, a.Trace().Phases, 3)
 }
 
 func TestProcIsReadFromWhatVLLMSays(t *testing.T) {
@@ -133,69 +134,13 @@ func TestProcIsReadFromWhatVLLMSays(t *testing.T) {
 	}
 }
 
-func TestRealExporterIsUnderstood(t *testing.T) {
-	r := serve(t, Options{})
-	a := r.Begin(head("p1"), "", time.Now())
-	env := a.Env()
-	assert.Equal(t, r.Endpoint(), env["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
-	assert.Equal(t, "http/protobuf", env["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
-
-	exporter, err := otlptrace.New(t.Context(), httpClient{env["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]})
-	require.NoError(t, err)
-	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter),
-		sdktrace.WithResource(resource.NewSchemaless(attribute.String("vllm.process_kind", "engine_core"), attribute.Int("n", 1))))
-	ctx := propagation.TraceContext{}.Extract(t.Context(), propagation.MapCarrier{"traceparent": env["TRACEPARENT"]})
-	tracer := provider.Tracer("vllm.v1.engine.core")
-	ctx, outer := tracer.Start(ctx, "Executor init")
-	_, inner := tracer.Start(ctx, "Load model")
-	inner.AddEvent("e")
-	inner.End()
-	outer.End()
-	require.NoError(t, provider.Shutdown(t.Context()))
-
-	got := a.Trace()
-	require.Equal(t, []string{"Executor init", "Load model"}, names(got))
-	assert.Equal(t, outer.SpanContext().SpanID().String(), got.Phases[0].SpanID)
-	assert.Equal(t, fmt.Sprintf("%x", a.root), got.Phases[0].Parent)
-	assert.Equal(t, got.Phases[0].SpanID, got.Phases[1].Parent)
-	assert.Equal(t, outer.SpanContext().TraceID().String(), got.TraceID)
-	assert.Equal(t, "engine", got.Phases[0].Proc)
-}
-
-// httpClient is OTLP over HTTP for the exporter of the Go SDK.
-type httpClient struct{ url string }
-
-func (httpClient) Start(context.Context) error { return nil }
-func (httpClient) Stop(context.Context) error  { return nil }
-func (c httpClient) UploadTraces(ctx context.Context, spans []*tracepb.ResourceSpans) error {
-	body, err := proto.Marshal(&collector.ExportTraceServiceRequest{ResourceSpans: spans})
-	if err != nil {
-		return err
-	}
-	q, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	q.Header.Set("Content-Type", "application/x-protobuf")
-	w, err := http.DefaultClient.Do(q)
-	if err != nil {
-		return err
-	}
-	defer w.Body.Close()
-	if w.StatusCode != http.StatusOK {
-		return fmt.Errorf("upload: %s", w.Status)
-	}
-	return nil
-}
-
 func TestBadBodiesAreRefusedWithAReason(t *testing.T) {
-	r := serve(t, Options{})
-	a := r.Begin(head("p1"), "", time.Now())
-	good := marshal(t, request("worker", spanPB(a, "x", 1)))
+	r, got := serve(t)
+	good := marshal(t, request("worker", spanPB("x", 1)))
 	many := request("worker")
 	for range maxSpans + 1 {
 		s := many.ResourceSpans[0].ScopeSpans[0]
-		s.Spans = append(s.Spans, spanPB(a, "x", 1))
+		s.Spans = append(s.Spans, spanPB("x", 1))
 	}
 	for name, c := range map[string]struct {
 		body   []byte
@@ -218,7 +163,7 @@ func TestBadBodiesAreRefusedWithAReason(t *testing.T) {
 		assert.Equal(t, c.code, code, "%s: %s", name, text)
 		assert.Contains(t, text, c.text, name)
 	}
-	assert.Empty(t, a.Trace().Phases)
+	assert.Empty(t, got)
 	for _, x := range []struct{ method, url string }{{"GET", r.Endpoint()}, {"POST", strings.TrimSuffix(r.Endpoint(), "traces") + "metrics"}} {
 		q, _ := http.NewRequest(x.method, x.url, nil)
 		w, err := http.DefaultClient.Do(q)
@@ -228,7 +173,7 @@ func TestBadBodiesAreRefusedWithAReason(t *testing.T) {
 	}
 	code, _ := post(t, r, good)
 	assert.Equal(t, 200, code, "and then a good one is still taken")
-	assert.Len(t, a.Trace().Phases, 1)
+	assert.Len(t, <-got, 1)
 }
 
 func TestEmptySpansCostNoMemory(t *testing.T) {
@@ -238,7 +183,7 @@ func TestEmptySpansCostNoMemory(t *testing.T) {
 	body := append([]byte{0x0a, byte(len(scope)&0x7f | 0x80), byte(len(scope)>>7&0x7f | 0x80), byte(len(scope) >> 14)}, scope...)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	spans, err := decode(body)
+	spans, err := Decode(body)
 	runtime.ReadMemStats(&after)
 	require.NoError(t, err)
 	assert.Empty(t, spans)
@@ -246,16 +191,15 @@ func TestEmptySpansCostNoMemory(t *testing.T) {
 }
 
 func TestSlowClientsAreCutOffAndOthersServed(t *testing.T) {
-	r := serve(t, Options{})
-	a := r.Begin(head("p1"), "", time.Now())
+	r, _ := serve(t)
 	for range maxBodies { // each holds a slot and sends nothing more
-		c, err := net.Dial("tcp", r.listener.Addr().String())
+		c, err := net.Dial("tcp", r.Addr())
 		require.NoError(t, err)
 		defer c.Close()
 		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\nContent-Length: 100\r\n\r\n", tracesPath)
 	}
 	require.Eventually(t, func() bool { return len(r.slots) == maxBodies }, 5*time.Second, time.Millisecond)
-	code, _ := post(t, r, marshal(t, request("", spanPB(a, "x", 1))))
+	code, _ := post(t, r, marshal(t, request("", spanPB("x", 1))))
 	assert.Equal(t, 503, code, "exporters repeat after 503")
 	assert.LessOrEqual(t, len(r.slots), maxBodies)
 }
@@ -263,19 +207,14 @@ func TestSlowClientsAreCutOffAndOthersServed(t *testing.T) {
 // FuzzDecode compares decode with the generated types: whatever they accept, we
 // read the same spans from; whatever we refuse, they refuse, or it is too much.
 func FuzzDecode(f *testing.F) {
-	r, err := newRecorder(Options{})
-	if err != nil {
-		f.Fatal(err)
-	}
-	a := r.Begin(head("p"), "", time.Unix(1, 0))
-	for _, m := range []*collector.ExportTraceServiceRequest{{}, request("engine_core", spanPB(a, "Load model", 1), spanPB(a, "", 2)), request("")} {
+	for _, m := range []*collector.ExportTraceServiceRequest{{}, request("engine_core", spanPB("Load model", 1), spanPB("", 2)), request("")} {
 		b, _ := proto.Marshal(m)
 		f.Add(b)
 		f.Add(append(b, b...))
 	}
 	f.Add([]byte{0x0a, 0x02, 0x0a, 0x00})
 	f.Fuzz(func(t *testing.T, body []byte) {
-		got, err := decode(body)
+		got, err := Decode(body)
 		var m collector.ExportTraceServiceRequest
 		if e := proto.Unmarshal(body, &m); e != nil {
 			return // it also refuses what we do not read: bad UTF-8, broken attributes
@@ -283,27 +222,29 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatalf("decode refuses what the generated types accept: %v", err)
 		}
-		var want []span
+		var want []Span
 		for _, rs := range m.GetResourceSpans() {
-			kind, module := "", ""
+			kind, module, pid := "", "", 0
 			for _, kv := range rs.GetResource().GetAttributes() {
 				switch kv.GetKey() {
 				case "vllm.process_kind":
 					kind = kv.GetValue().GetStringValue()
 				case "vllm.instrumenting_module_name":
 					module = kv.GetValue().GetStringValue()
+				case "vllm.process_id":
+					pid = processID(kv.GetValue().GetStringValue())
 				}
 			}
 			for _, ss := range rs.GetScopeSpans() {
 				for _, s := range ss.GetSpans() {
-					w := span{name: s.GetName()[:min(len(s.GetName()), 4096)], proc: procOf(kind, module, ss.GetScope().GetName()), start: s.GetStartTimeUnixNano(), end: s.GetEndTimeUnixNano()}
+					w := Span{Name: s.GetName()[:min(len(s.GetName()), 4096)], PID: pid, Proc: procOf(kind, module, ss.GetScope().GetName()), Start: s.GetStartTimeUnixNano(), End: s.GetEndTimeUnixNano()}
 					if len(s.GetTraceId()) != 16 || len(s.GetSpanId()) != 8 || (len(s.GetParentSpanId()) != 0 && len(s.GetParentSpanId()) != 8) {
 						continue
 					}
-					copy(w.trace[:], s.GetTraceId())
-					copy(w.id[:], s.GetSpanId())
-					copy(w.parent[:], s.GetParentSpanId())
-					if w.trace != (traceID{}) && w.id != (spanID{}) {
+					copy(w.Trace[:], s.GetTraceId())
+					copy(w.ID[:], s.GetSpanId())
+					copy(w.Parent[:], s.GetParentSpanId())
+					if w.Trace != (TraceID{}) && w.ID != (SpanID{}) {
 						want = append(want, w)
 					}
 				}
@@ -312,10 +253,41 @@ func FuzzDecode(f *testing.F) {
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Fatalf("read %v\nwant %v", got, want)
 		}
-		for i := range got {
-			got[i].trace = a.trace
-		}
-		r.take(got)
-		r.Get("p")
 	})
+}
+
+func TestTraceparentIsReadAndWrittenInW3CsForm(t *testing.T) {
+	const id = "0af7651916cd43dd8448eb211c80319c"
+	c, ok := ParseTraceparent("00-" + id + "-b7ad6b7169203331-01")
+	require.True(t, ok)
+	assert.Equal(t, "b7ad6b7169203331", c.Span.String())
+	assert.True(t, c.Sampled)
+	assert.Equal(t, "00-"+id+"-b7ad6b7169203331-01", c.Traceparent())
+	c, ok = ParseTraceparent("42-" + id + "-b7ad6b7169203331-00-from-the-future")
+	assert.True(t, ok, "a later version is read as far as we know it")
+	assert.Equal(t, "00-"+id+"-b7ad6b7169203331-00", c.Traceparent())
+	for _, bad := range []string{"", "x", "00-" + id, "00-" + id + "-0000000000000000-01", "00-" + id + "-b7ad6b7169203331-0x"} {
+		_, ok := ParseTraceparent(bad)
+		assert.False(t, ok, "%q", bad)
+	}
+	assert.NotEqual(t, NewTraceID(), NewTraceID())
+	assert.NotEqual(t, NewSpanID(), NewSpanID())
+}
+
+func TestNamesAreFitForATerminal(t *testing.T) {
+	assert.Equal(t, "Warmup (GPU)[31m", Printable("Warmup (GPU)\x1b[31m\r\n\u202e\xff"))
+	assert.Equal(t, strings.Repeat("é", 64), Printable(strings.Repeat("é", 100)))
+	assert.Equal(t, "a"+strings.Repeat("é", 63), Printable("a"+strings.Repeat("é", 100)), "no character is cut in two")
+}
+
+func TestOnlyLoopbackIsListenedOn(t *testing.T) {
+	for _, addr := range []string{"0.0.0.0:0", "127.0.0.1", ":4318", "example.com:1", "[::]:0"} {
+		_, err := Listen(addr, nil, nil)
+		assert.ErrorContains(t, err, "loopback", "%s", addr)
+	}
+	r, err := Listen("127.0.0.1:0", nil, nil)
+	require.NoError(t, err)
+	_, err = Listen(r.Addr(), nil, nil)
+	assert.ErrorContains(t, err, "listen for spans")
+	require.NoError(t, r.Close())
 }

@@ -1,4 +1,4 @@
-package trace
+package otlp
 
 import (
 	"compress/gzip"
@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"mime"
+	"net"
 	"net/http"
 	"time"
 
@@ -24,8 +25,43 @@ const (
 	slotWait  = time.Second
 )
 
-// receive serves OTLP over HTTP until ctx ends.
-func (r *Recorder) receive(ctx context.Context) error {
+// Receiver is the endpoint that engines send spans to.
+type Receiver struct {
+	listener net.Listener
+	take     func([]Span)
+	slots    chan struct{} // one per body that is being read
+	log      *slog.Logger
+}
+
+// Listen opens the endpoint, so that it is known; it starts nothing. The caller owes
+// Run or Close. take sees each batch, several at once, and must not block. addr is a
+// loopback address such as 127.0.0.1:0: whoever sends spans is not asked who it is.
+func Listen(addr string, take func([]Span), log *slog.Logger) (*Receiver, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return nil, fmt.Errorf("trace address %q: it must be a loopback address such as 127.0.0.1:0, spans are not authenticated", addr)
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen for spans: %w", err)
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Receiver{listener: l, take: take, slots: make(chan struct{}, maxBodies), log: log}, nil
+}
+
+// Addr is the address that is listened on.
+func (r *Receiver) Addr() string { return r.listener.Addr().String() }
+
+// Endpoint is where engines send spans: the whole URL, as vLLM wants it.
+func (r *Receiver) Endpoint() string { return "http://" + r.Addr() + tracesPath }
+
+// Close gives the address back when Run is never called.
+func (r *Receiver) Close() error { return r.listener.Close() }
+
+// Run receives until ctx ends.
+func (r *Receiver) Run(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+tracesPath, r.serveTraces)
 	srv := &http.Server{
@@ -35,7 +71,7 @@ func (r *Recorder) receive(ctx context.Context) error {
 		WriteTimeout:      10 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(r.opt.Log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
 	}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(netutil.LimitListener(r.listener, maxConns)) }()
@@ -56,7 +92,7 @@ func (r *Recorder) receive(ctx context.Context) error {
 
 // serveTraces takes one batch. The answer to a good one is an empty
 // ExportTraceServiceResponse, which is no bytes at all.
-func (r *Recorder) serveTraces(w http.ResponseWriter, q *http.Request) {
+func (r *Receiver) serveTraces(w http.ResponseWriter, q *http.Request) {
 	wait := time.NewTimer(slotWait)
 	defer wait.Stop()
 	select {
@@ -76,16 +112,12 @@ func (r *Recorder) serveTraces(w http.ResponseWriter, q *http.Request) {
 		http.Error(w, err.Error(), status)
 		return
 	}
-	spans, err := decode(body)
+	spans, err := Decode(body)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	for _, j := range r.take(spans) {
-		if r.opt.OnSpan != nil {
-			r.opt.OnSpan(j.placement, j.phase)
-		}
-	}
+	r.take(spans)
 	w.Header().Set("Content-Type", "application/x-protobuf")
 	w.WriteHeader(http.StatusOK)
 }
@@ -102,7 +134,7 @@ func readBody(w http.ResponseWriter, q *http.Request) ([]byte, int, error) {
 		}
 		in = z
 	default:
-		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("content encoding %q: only gzip", text(enc))
+		return nil, http.StatusUnsupportedMediaType, fmt.Errorf("content encoding %q: only gzip", Printable(enc))
 	}
 	body, err := io.ReadAll(io.LimitReader(in, maxBody+1))
 	var tooLong *http.MaxBytesError

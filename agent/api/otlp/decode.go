@@ -1,31 +1,27 @@
-package trace
+package otlp
 
 import (
+	"errors"
 	"fmt"
-	"strings"
+	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// span is what we want of an OTLP span.
-type span struct {
-	trace      traceID
-	id, parent spanID
-	name, proc string
-	start, end uint64 // Unix nanoseconds
-}
+// errBody is a body that is not OTLP.
+var errBody = errors.New("not an OTLP trace request")
 
 // maxSpans bounds one batch.
 const maxSpans = 8192
 
-// decode reads the spans of an ExportTraceServiceRequest.
+// Decode reads the spans of an ExportTraceServiceRequest.
 //
 // It walks the wire format itself, because the generated types would make a body
 // of two million empty spans, 4 MB, into half a gigabyte of structs. Here memory is
 // bounded by maxSpans and unread fields cost nothing. A test compares the result
 // with the generated types'.
-func decode(body []byte) ([]span, error) {
-	var out []span
+func Decode(body []byte) ([]Span, error) {
+	var out []Span
 	err := fields(body, func(num protowire.Number, v value) error {
 		if num != 1 { // resource_spans
 			return nil
@@ -38,8 +34,9 @@ func decode(body []byte) ([]span, error) {
 	return out, nil
 }
 
-func resourceSpans(v value, out *[]span) error {
+func resourceSpans(v value, out *[]Span) error {
 	var kind, module string
+	var pid int
 	// The resource may stand after its spans: look for it first.
 	err := v.fields(func(num protowire.Number, v value) error {
 		if num != 1 { // resource
@@ -55,6 +52,8 @@ func resourceSpans(v value, out *[]span) error {
 				kind = val
 			case "vllm.instrumenting_module_name":
 				module = val
+			case "vllm.process_id":
+				pid = processID(val)
 			}
 			return err
 		})
@@ -93,7 +92,7 @@ func resourceSpans(v value, out *[]span) error {
 			if len(*out) >= maxSpans {
 				return fmt.Errorf("more than %d spans in one batch", maxSpans)
 			}
-			s.proc = proc
+			s.Proc, s.PID = proc, pid
 			*out = append(*out, s)
 			return nil
 		})
@@ -102,7 +101,7 @@ func resourceSpans(v value, out *[]span) error {
 
 // oneSpan is not ok for a span without proper ids: the specification says to
 // ignore it.
-func oneSpan(v value) (s span, ok bool, err error) {
+func oneSpan(v value) (s Span, ok bool, err error) {
 	var trace, id, parent []byte
 	err = v.fields(func(num protowire.Number, v value) error {
 		switch num {
@@ -113,19 +112,27 @@ func oneSpan(v value) (s span, ok bool, err error) {
 		case 4:
 			v.raw(&parent)
 		case 5:
-			v.text(&s.name)
+			v.text(&s.Name)
 		case 7:
-			v.fixed64(&s.start)
+			v.fixed64(&s.Start)
 		case 8:
-			v.fixed64(&s.end)
+			v.fixed64(&s.End)
 		}
 		return nil
 	})
-	ok = len(trace) == len(s.trace) && len(id) == len(s.id) && (len(parent) == 0 || len(parent) == len(s.parent))
-	copy(s.trace[:], trace)
-	copy(s.id[:], id)
-	copy(s.parent[:], parent)
-	return s, ok && s.trace != traceID{} && s.id != spanID{}, err
+	ok = len(trace) == len(s.Trace) && len(id) == len(s.ID) && (len(parent) == 0 || len(parent) == len(s.Parent))
+	copy(s.Trace[:], trace)
+	copy(s.ID[:], id)
+	copy(s.Parent[:], parent)
+	return s, ok && s.Trace != TraceID{} && s.ID != SpanID{}, err
+}
+
+// processID is 0 for what no process of Linux is called.
+func processID(s string) int {
+	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 1<<22 {
+		return n
+	}
+	return 0
 }
 
 // keyValue reads an attribute with a string value; any other value reads empty.
@@ -153,26 +160,6 @@ func keyValue(v value) (key, val string, err error) {
 var otherValues = map[protowire.Number]protowire.Type{
 	2: protowire.VarintType, 3: protowire.VarintType, 4: protowire.Fixed64Type,
 	5: protowire.BytesType, 6: protowire.BytesType, 7: protowire.BytesType, 8: protowire.VarintType,
-}
-
-// procOf says which process a span is of. vLLM names the kind of its engine and
-// worker processes; its API server only says which module set the tracer up.
-func procOf(kind, module, scope string) string {
-	switch {
-	case strings.HasPrefix(kind, "engine"):
-		return "engine"
-	case strings.HasPrefix(kind, "api"):
-		return "api"
-	case kind != "":
-		return strings.ToLower(text(kind)) // "worker"
-	case module == "vllm.engine_core":
-		return "engine"
-	case module == "vllm.worker":
-		return "worker"
-	case module == "vllm.llm_engine", strings.HasPrefix(module, "vllm.api"), strings.HasPrefix(scope, "vllm.entrypoints"):
-		return "api"
-	}
-	return "engine"
 }
 
 // value is one field on the wire. Its readers leave their target alone when the
