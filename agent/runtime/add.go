@@ -27,7 +27,7 @@ type AddOptions struct {
 	Python string `json:"python,omitempty"`
 	// Dir puts the runtime's folder elsewhere; Root then holds a link to it.
 	Dir string `json:"dir,omitempty"`
-	// ExecCommand is the command of kind exec, with {port} and {model} in it.
+	// ExecCommand is the command of kind exec, with {host}, {port} and {model} in it.
 	ExecCommand []string `json:"exec,omitempty"`
 	// Env is added to the runtime's environment, over the defaults.
 	Env map[string]string `json:"env,omitempty"`
@@ -93,6 +93,11 @@ func (o *AddOptions) check() error {
 	}
 	if o.Device != "" && o.Device != "cpu" && o.Device != "cuda" {
 		return fmt.Errorf("check device: %q is neither cpu nor cuda", o.Device)
+	}
+	for k := range o.Env {
+		if w := Sealed(k); w != "" {
+			return fmt.Errorf("check environment: %s is never set: %s", k, w)
+		}
 	}
 	switch {
 	case len(o.ExecCommand) > 0 && o.VLLM != "":

@@ -368,3 +368,15 @@ func TestAnAdoptedVenvIsNotChanged(t *testing.T) {
 	_, err = Add(t.Context(), o)
 	says(t, err, "no GPU", "buy one")
 }
+
+func TestDevelopmentEndpointsCannotBeAddedToARuntime(t *testing.T) {
+	f := newFake(t)
+	f.write("bin/serve", "#!/bin/sh\n", 0o755)
+	_, err := f.add(AddOptions{Root: f.root, Name: "x", ExecCommand: []string{"serve", "{port}", "{model}"}, Env: map[string]string{"VLLM_SERVER_DEV_MODE": "0"}})
+	if err == nil || !strings.Contains(err.Error(), "VLLM_SERVER_DEV_MODE is never set") {
+		t.Errorf("added: %v", err)
+	}
+	if got := (Manifest{Env: map[string]string{"A": "1", "VLLM_SERVER_DEV_MODE": "1"}}).Environ(); !slices.Equal(got, []string{"A=1"}) {
+		t.Errorf("a process would get %q", got)
+	}
+}

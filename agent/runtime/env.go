@@ -28,7 +28,7 @@ var importTime = []string{
 	"CUDA_*", "PYTORCH_*", "NVIDIA_*",
 	// vLLM: read while modules are imported, or while the argument parser is built
 	"VLLM_LOGGING_*", "VLLM_CONFIGURE_LOGGING", "VLLM_PROCESS_NAME_PREFIX", "VLLM_CONFIG_ROOT", "VLLM_CACHE_ROOT",
-	"VLLM_TARGET_DEVICE", "VLLM_PLUGINS", "VLLM_USE_MODELSCOPE", "VLLM_USAGE_STATS_SERVER", "VLLM_SERVER_DEV_MODE",
+	"VLLM_TARGET_DEVICE", "VLLM_PLUGINS", "VLLM_USE_MODELSCOPE", "VLLM_USAGE_STATS_SERVER",
 	"VLLM_RINGBUFFER_WARNING_INTERVAL", "VLLM_MEDIA_LOADING_THREAD_COUNT", "VLLM_MOE_DP_CHUNK_SIZE",
 	"VLLM_ENGINE_READY_TIMEOUT_S", "VLLM_ENGINE_ITERATION_TIMEOUT_S",
 }
@@ -41,6 +41,15 @@ func ImportTime(key string) bool {
 		}
 		return key == p
 	})
+}
+
+// Sealed says why a variable is never set for an engine, whoever asks for it: a
+// request, an operator's list or a runtime; empty for every other.
+func Sealed(key string) string {
+	if key == "VLLM_SERVER_DEV_MODE" {
+		return "it opens endpoints with which every client can run code in the engine"
+	}
+	return ""
 }
 
 // importEnv is the part of an environment that is fixed at import.

@@ -25,7 +25,10 @@ func checkCommand(argv []string) error {
 		return hint(errors.New("check command: no {port}"), "warmd tells the engine which port to listen on: put {port} where the command takes it")
 	}
 	for _, a := range argv {
-		rest := strings.NewReplacer("{model}", "", "{name}", "", "{port}", "").Replace(a)
+		if name, _, ok := strings.Cut(a, "="); ok && Sealed(name) != "" {
+			return fmt.Errorf("check command: %s is never set: %s", name, Sealed(name))
+		}
+		rest := strings.NewReplacer("{model}", "", "{name}", "", "{port}", "", "{host}", "").Replace(a)
 		if (strings.Contains(a, "{model}") || strings.Contains(a, "{name}")) && !plainRE.MatchString(rest) {
 			return hint(fmt.Errorf("check command: a slot inside %q could become code", a), "give {model} and {name} as words of their own: sh -c 'serve \"$1\" --port \"$2\"' sh {model} {port}")
 		}

@@ -43,6 +43,7 @@ func TestACommandThatCannotWorkIsRefused(t *testing.T) {
 		words []string
 	}{
 		{[]string{"sleep", "{model}"}, []string{"no {port}"}},
+		{[]string{"env", "VLLM_SERVER_DEV_MODE=1", "vllm", "serve", "{model}", "--port={port}"}, []string{"VLLM_SERVER_DEV_MODE is never set"}},
 		{[]string{"{model}", "{port}"}, []string{"first word must be a program"}},
 		{[]string{"", "{port}"}, []string{"first word must be a program"}},
 		{[]string{"sh", "-c", "serve {model} --port {port}"}, []string{"could become code", `"$1"`}},

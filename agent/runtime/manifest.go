@@ -53,7 +53,7 @@ type Manifest struct {
 	Profile string `json:"profile,omitempty"`
 	// Model is the rehearsal's tiny model, relative to Dir.
 	Model string `json:"model,omitempty"`
-	// Command of an exec runtime, with {port}, {model} and {name} in it.
+	// Command of an exec runtime, with {host}, {port}, {model} and {name} in it.
 	Command []string `json:"command,omitempty"`
 	// Adopted says that the venv was there before and is not ours to change.
 	Adopted bool      `json:"adopted,omitempty"`
@@ -135,6 +135,11 @@ func Load(dir string) (Manifest, error) {
 	if err := m.validate(name); err != nil {
 		return problem(again, "%s is damaged: %v", manifestFile, err)
 	}
+	for k := range m.Env {
+		if w := Sealed(k); w != "" {
+			return problem("take it out of "+filepath.Join(dir, manifestFile), "its environment has %s, which is never set: %s", k, w)
+		}
+	}
 	return m, nil
 }
 
@@ -199,11 +204,13 @@ func (m Manifest) Interpreter() string {
 	return "python3"
 }
 
-// Environ is Env as a process takes it, sorted.
+// Environ is Env as a process takes it, sorted, without what is never set.
 func (m Manifest) Environ() []string {
 	out := make([]string, 0, len(m.Env))
 	for k, v := range m.Env {
-		out = append(out, k+"="+v)
+		if Sealed(k) == "" {
+			out = append(out, k+"="+v)
+		}
 	}
 	slices.Sort(out)
 	return out

@@ -56,14 +56,15 @@ func TestAManifestOfTheNextVersionIsRead(t *testing.T) {
 
 func TestWhatIsNoRuntimeIsAProblemThatSaysWhatToDo(t *testing.T) {
 	for name, c := range map[string]struct{ body, message string }{
-		"unfinished":      {"", "was not finished"},
-		"no json":         {"{", "is damaged"},
-		"truncated":       {goodManifest[:40], "is damaged"},
-		"another name":    {strings.Replace(goodManifest, `"v"`, `"w"`, 1), `names runtime "w"`},
-		"relative python": {strings.Replace(goodManifest, `/p`, `p`, 1), "not an absolute path"},
-		"unknown kind":    {strings.Replace(goodManifest, `"kind":"vllm"`, `"kind":"x"`, 1), "unknown kind"},
-		"unknown device":  {strings.Replace(goodManifest, `"cpu"`, `"tpu"`, 1), "neither cpu nor cuda"},
-		"no command":      {`{"name":"v","kind":"exec"}`, "without a command"},
+		"unfinished":            {"", "was not finished"},
+		"no json":               {"{", "is damaged"},
+		"truncated":             {goodManifest[:40], "is damaged"},
+		"another name":          {strings.Replace(goodManifest, `"v"`, `"w"`, 1), `names runtime "w"`},
+		"relative python":       {strings.Replace(goodManifest, `/p`, `p`, 1), "not an absolute path"},
+		"unknown kind":          {strings.Replace(goodManifest, `"kind":"vllm"`, `"kind":"x"`, 1), "unknown kind"},
+		"unknown device":        {strings.Replace(goodManifest, `"cpu"`, `"tpu"`, 1), "neither cpu nor cuda"},
+		"development endpoints": {strings.Replace(goodManifest, `"env":{`, `"env":{"VLLM_SERVER_DEV_MODE":"1",`, 1), "VLLM_SERVER_DEV_MODE, which is never set"},
+		"no command":            {`{"name":"v","kind":"exec"}`, "without a command"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -196,6 +197,7 @@ func TestRealVLLMWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.
 	if err != nil {
 		t.Fatal(err)
 	}
+	noDevelopmentEndpoints(t, cold)
 	h.release(t, cold.ID)
 	h.warm(t, 1, 20*time.Second)
 
@@ -209,6 +211,7 @@ func TestRealVLLMWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.
 	if got != want || got == "" {
 		t.Errorf("parked start answers %q, stock start %q", got, want)
 	}
+	noDevelopmentEndpoints(t, warm)
 	if warm.Tier != placement.TierWarm || cold.Tier != placement.TierCold {
 		t.Errorf("tiers %s and %s", warm.Tier, cold.Tier)
 	}
@@ -219,6 +222,26 @@ func TestRealVLLMWarmStartGivesTheTokensOfAStockStartManyTimesFaster(t *testing.
 	h.release(t, warm.ID)
 	again := h.warm(t, 1, 10*time.Second)
 	t.Logf("cold %.2f s, warm %.2f s (%.1fx), slot warm again %.0f ms after the release answered", cold.StartSeconds, took.Seconds(), cold.StartSeconds/took.Seconds(), again.Seconds()*1000)
+}
+
+// noDevelopmentEndpoints asks for what vLLM serves in its development mode only.
+func noDevelopmentEndpoints(t *testing.T, p placement.Placement) {
+	t.Helper()
+	for path, method := range map[string]string{"/server_info": "GET", "/collective_rpc": "POST", "/sleep": "POST", "/wake_up": "POST", "/reset_prefix_cache": "POST",
+		"/start_profile": "POST", "/v1/load_lora_adapter": "POST"} {
+		req, err := http.NewRequestWithContext(t.Context(), method, p.Endpoint+path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s start: %s %s answers %s", p.Tier, method, path, resp.Status)
+		}
+	}
 }
 
 func TestRealVLLMAgentKilledWhileServingNoCompletionFailsAndWorkersAreReadopted(t *testing.T) {

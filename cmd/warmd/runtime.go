@@ -34,8 +34,8 @@ func runtimeCommand() *cli.Command {
 				ArgsUsage: "NAME (--vllm VERSION | --python PATH | --exec -- COMMAND...)",
 				Description: "warmd runtime add vllm --vllm 0.32.0 --device cpu\n" +
 					"warmd runtime add mine --python /opt/venv/bin/python\n" +
-					"warmd runtime add llama --exec -- llama-server -m {model}/model.gguf --port {port}\n\n" +
-					"In the command, {port}, {model} and {name} are replaced when a model is placed. It is run as it is,\n" +
+					"warmd runtime add llama --exec -- llama-server -m {model}/model.gguf --host {host} --port {port}\n\n" +
+					"In the command, {host}, {port}, {model} and {name} are replaced when a model is placed. It is run as it is,\n" +
 					"without a shell. An add that failed or was interrupted goes on when the same command is given again.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "vllm", Usage: "vLLM `VERSION` to install (" + strings.Join(runtime.KnownVersions(), ", ") + ")"},

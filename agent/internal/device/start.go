@@ -71,6 +71,9 @@ func (l *life) start() error {
 			if err != nil {
 				return err
 			}
+			if err := l.claim.Endpoint.onEveryAddress(); err != nil {
+				return err
+			}
 			l.phase("first token", "agent", begin, time.Since(begin))
 			return l.ready()
 		case ev, ok := <-l.events():

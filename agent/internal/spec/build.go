@@ -29,7 +29,8 @@ type Policy struct {
 type Start struct {
 	// Argv goes to a parked worker: the engine's flags with --model.
 	Argv []string
-	// Env is what the request adds to the runtime's environment.
+	// Env is what is added to the runtime's environment: by the request, and what keeps
+	// the engine's own sockets on loopback.
 	Env map[string]string
 	// Cold says that a parked worker will not do, or was not wanted.
 	Cold       bool
@@ -46,8 +47,8 @@ func Build(m runtime.Manifest, r placement.Request, modelDir string, port int) (
 }
 
 // Build prepares the start of a request on a runtime. It decides nothing about
-// devices and adds nothing to a request: both forms of a start, parked and cold,
-// carry the same arguments and the same environment. The error is a *placement.Error.
+// devices: both forms of a start, parked and cold, carry the same arguments and the
+// same environment. The error is a *placement.Error.
 func (p Policy) Build(m runtime.Manifest, r placement.Request, modelDir string, port int) (Start, error) {
 	r = r.Normalize()
 	if err := checkSlots(r, modelDir, port); err != nil {
@@ -56,6 +57,9 @@ func (p Policy) Build(m runtime.Manifest, r placement.Request, modelDir string, 
 	env, cold, err := checkEnv(m, r.Env, p.AllowEnv)
 	if err != nil {
 		return Start{}, err
+	}
+	if m.Kind == runtime.KindVLLM {
+		env = withOwnSockets(m, env)
 	}
 	s := Start{Env: env, ColdReason: cold, FullEnv: fullEnv(m, env)}
 	if m.Kind == runtime.KindExec {
@@ -77,6 +81,13 @@ func (p Policy) Build(m runtime.Manifest, r placement.Request, modelDir string, 
 	return s, nil
 }
 
+func (p Policy) host() string {
+	if p.Host == "" {
+		return "127.0.0.1"
+	}
+	return p.Host
+}
+
 // vllm fills in the two forms of a vLLM start.
 func (s *Start) vllm(p Policy, m runtime.Manifest, r placement.Request, modelDir string, port int) error {
 	args, err := parseArgs(r.Args, p.AllowArgs, modelDir)
@@ -87,12 +98,8 @@ func (s *Start) vllm(p Policy, m runtime.Manifest, r placement.Request, modelDir
 		s.ColdReason = args.cold
 	}
 	// Served names are the one list among the options: it ends at the next option.
-	host := p.Host
-	if host == "" {
-		host = "127.0.0.1"
-	}
 	flags := slices.Concat([]string{servedName, r.Name}, dropName(args.aliases, r.Name), args.argv,
-		eagerWhereItMust(m, args.argv), []string{"--host=" + host, "--port=" + strconv.Itoa(port)})
+		eagerWhereItMust(m, args.argv), []string{"--host=" + p.host(), "--port=" + strconv.Itoa(port)})
 	s.Argv = slices.Concat([]string{"--model", modelDir}, flags)
 	vllm := filepath.Join(filepath.Dir(m.Python), "vllm")
 	s.ServeArgv = slices.Concat([]string{m.Python, vllm, "serve", modelDir}, flags)
@@ -116,7 +123,7 @@ func eagerWhereItMust(m runtime.Manifest, argv []string) []string {
 // no shell, and runtime.Add refuses a slot inside a shell script.
 func (s *Start) exec(p Policy, m runtime.Manifest, r placement.Request, modelDir string, port int) error {
 	s.ColdReason = "runtime " + m.Name + " is of kind exec: it has no warm stage"
-	slots := strings.NewReplacer("{port}", strconv.Itoa(port), "{model}", modelDir, "{name}", r.Name)
+	slots := strings.NewReplacer("{host}", p.host(), "{port}", strconv.Itoa(port), "{model}", modelDir, "{name}", r.Name)
 	for _, a := range m.Command {
 		s.ServeArgv = append(s.ServeArgv, slots.Replace(a))
 	}

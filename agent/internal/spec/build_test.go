@@ -2,6 +2,7 @@ package spec
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -38,10 +39,10 @@ func TestAParkedAndAColdStartCarryTheSameFlags(t *testing.T) {
 	if s.Cold || s.ColdReason != "" {
 		t.Errorf("cold: %s", s.ColdReason)
 	}
-	if len(s.Env) != 1 || s.Env["VLLM_CPU_KVCACHE_SPACE"] != "2" {
+	if want := withOwnSockets(vllm(), map[string]string{"VLLM_CPU_KVCACHE_SPACE": "2"}); !maps.Equal(s.Env, want) {
 		t.Errorf("env %v", s.Env)
 	}
-	if want := []string{"OMP_NUM_THREADS=2", "PATH=/r/v/venv/bin:/bin", "VLLM_CPU_KVCACHE_SPACE=2"}; !slices.Equal(s.FullEnv, want) {
+	if want := []string{"GLOO_SOCKET_IFNAME=lo", "NCCL_SOCKET_IFNAME=lo", "OMP_NUM_THREADS=2", "PATH=/r/v/venv/bin:/bin", "VLLM_CPU_KVCACHE_SPACE=2", "VLLM_HOST_IP=127.0.0.1"}; !slices.Equal(s.FullEnv, want) {
 		t.Errorf("full env %q", s.FullEnv)
 	}
 }
@@ -70,7 +71,7 @@ func TestWhatNeedsAColdStartSaysWhy(t *testing.T) {
 		})
 	}
 	same := placement.Request{Model: "m", Start: placement.StartWarm, Env: map[string]string{"OMP_NUM_THREADS": "2"}, Args: []string{"-tp=1"}}
-	if s, err := Build(vllm(), same, dir, 1); err != nil || s.Cold || len(s.Env) != 0 {
+	if s, err := Build(vllm(), same, dir, 1); err != nil || s.Cold || !maps.Equal(s.Env, ownSockets) {
 		t.Errorf("what is so anyway made a start cold: %+v %v", s, err)
 	}
 	asked := placement.Request{Model: "m", Start: placement.StartCold}
@@ -104,7 +105,7 @@ func TestVariablesOutsideTheListAreRefusedByName(t *testing.T) {
 		"LD_PRELOAD": "loads code", "LD_LIBRARY_PATH": "loads code", "PYTHONPATH": "loads code", "PYTHONSTARTUP": "loads code",
 		"VLLM_PLUGINS": "loads code", "PATH": "which programs", "HOME": "its own", "CUDA_VISIBLE_DEVICES": "slot", "NOTIFY_SOCKET": "systemd",
 		"LISTEN_FDS": "systemd", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "traces", "VLLM_API_KEY": "not on this node's list",
-		"HF_TOKEN": "not on this node's list", "VLLM_SERVER_DEV_MODE": "not on this node's list", "WHATEVER": "not on this node's list",
+		"HF_TOKEN": "not on this node's list", "VLLM_SERVER_DEV_MODE": "run code", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "name folders", "VLLM_ALLOW_INSECURE_SERIALIZATION": "run code", "WHATEVER": "not on this node's list",
 	} {
 		t.Run(key, func(t *testing.T) {
 			r := placement.Request{Model: "m", Env: map[string]string{key: "x"}}
@@ -174,7 +175,7 @@ func FuzzNothingReachesAStartOutsideTheSlots(f *testing.F) {
 		}
 		for _, kv := range s.FullEnv {
 			k, v, _ := strings.Cut(kv, "=")
-			if have, ok := vllm().Env[k]; (!ok || have != v) && !slices.Contains(envAllowed, k) {
+			if have, ok := vllm().Env[k]; (!ok || have != v) && !slices.Contains(envAllowed, k) && ownSockets[k] != v {
 				t.Fatalf("%q reached the environment", kv)
 			}
 		}
@@ -212,6 +213,76 @@ func TestRuntimeWithoutACompilerStartsEagerUnlessTheRequestDecides(t *testing.T)
 			if n != c.want {
 				t.Errorf("%s start with args %v: --enforce-eager %d times in %v, want %d", form, c.args, n, argv, c.want)
 			}
+		}
+	}
+}
+
+func TestAnEnginesOwnSocketsStayOnLoopbackUnlessTheRuntimeSaysOtherwise(t *testing.T) {
+	m := vllm()
+	m.Env["GLOO_SOCKET_IFNAME"] = "eth7"
+	s, err := Policy{AllowEnv: []string{"VLLM_HOST_IP"}}.Build(m, placement.Request{Model: "m", Env: map[string]string{"VLLM_HOST_IP": "10.0.0.9"}}, "/m", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"VLLM_HOST_IP": "10.0.0.9", "NCCL_SOCKET_IFNAME": "lo"}; !maps.Equal(s.Env, want) {
+		t.Errorf("env %v, want %v", s.Env, want)
+	}
+	for _, kv := range []string{"GLOO_SOCKET_IFNAME=eth7", "NCCL_SOCKET_IFNAME=lo", "VLLM_HOST_IP=10.0.0.9"} {
+		if !slices.Contains(s.FullEnv, kv) {
+			t.Errorf("no %s in %q", kv, s.FullEnv)
+		}
+	}
+	if s, err = Build(command(), placement.Request{Model: "m"}, "/m", 1); err != nil || len(s.Env) != 0 {
+		t.Errorf("a command got %v, %v", s.Env, err)
+	}
+}
+
+func TestEveryEngineIsToldTheEndpointsAddressAndNoOther(t *testing.T) {
+	p := Policy{Host: "10.0.0.5", AllowArgs: []string{"--host", "--port", "--uds", "host", "--trust-remote-code"}}
+	s, err := p.Build(vllm(), placement.Request{Model: "m"}, "/m", 8123)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for form, argv := range map[string][]string{"parked": s.Argv, "cold": s.ServeArgv} {
+		if !slices.Contains(argv, "--host=10.0.0.5") || !slices.Contains(argv, "--port=8123") {
+			t.Errorf("%s: %q", form, argv)
+		}
+	}
+	for _, arg := range []string{"--host=0.0.0.0", "--uds=/tmp/x", "--port=1", "--h", "--hos=0.0.0.0"} {
+		_, err = p.Build(vllm(), placement.Request{Model: "m", Args: []string{arg}}, "/m", 8123)
+		refusal(t, err, placement.CodeArgRefused)
+	}
+	m := command()
+	m.Command = []string{"/bin/serve", "--host={host}", "{host}:{port}"}
+	s, err = p.Build(m, placement.Request{Model: "m"}, "/m", 8123)
+	if want := []string{"/bin/serve", "--host=10.0.0.5", "10.0.0.5:8123"}; err != nil || !slices.Equal(s.ServeArgv, want) {
+		t.Errorf("%q, %v", s.ServeArgv, err)
+	}
+}
+
+// TestWhatRunsCodeIsRefusedUnlessAllowedByName is the rule for operators, argument by
+// argument: none of them without a list, each with its own name on it, none with others'.
+func TestWhatRunsCodeIsRefusedUnlessAllowedByName(t *testing.T) {
+	dir := tempDir(t)
+	for _, arg := range []string{
+		"--trust-remote-code", "--trust_remote_code", "--worker-extension-cls=x.Y", "--worker-cls=x.Y", "--scheduler-cls=x.Y", "--middleware=x.y",
+		"--logits-processors=x:Y", "--io-processor-plugin=x", "--tool-parser-plugin=/tmp/x.py", "--reasoning-parser-plugin=/tmp/x.py",
+		"--distributed-executor-backend=x.Y", "--model-impl=transformers", "--hf-overrides={}", "--compilation-config={}", "--additional-config={}",
+		"--model-loader-extra-config={}", "--download-dir=/tmp", "--tokenizer=/elsewhere", "--hf-config-path=/elsewhere", "--lora-modules=a=/elsewhere",
+		"--speculative-config={}", "--load-format=pt", "--load-format=x.Loader", "--chat-template=/etc/passwd", "--generation-config=/elsewhere",
+		"--config=/elsewhere.yaml", "--allowed-local-media-path=/", "--log-config-file=/x", "--profiler-config={}", "--tool-server=h:1",
+	} {
+		r := placement.Request{Model: "m", Args: []string{arg}}
+		_, err := Build(vllm(), r, dir, 1)
+		refusal(t, err, placement.CodeArgRefused)
+		name, _, _ := strings.Cut(strings.ReplaceAll(arg, "_", "-"), "=")
+		_, err = Policy{AllowArgs: []string{"--no-such", name + "x", strings.TrimPrefix(name, "--") + "x"}}.Build(vllm(), r, dir, 1)
+		refusal(t, err, placement.CodeArgRefused)
+		if name == chatTemplate {
+			continue // a template is a file of the model's folder, whoever allows it
+		}
+		if _, err = (Policy{AllowArgs: []string{name}}).Build(vllm(), r, dir, 1); err != nil {
+			t.Errorf("allowed by name: %v", err)
 		}
 	}
 }

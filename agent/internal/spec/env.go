@@ -36,6 +36,8 @@ var envNever = []struct{ name, why string }{
 	{"HOME", "the runtime has its own"},
 	{"XDG_*", "the runtime has its own"},
 	{"VLLM_PLUGINS", "it loads code into the process"},
+	{"VLLM_SERVER_DEV_MODE", "it opens endpoints that run code"},
+	{"VLLM_ALLOW_RUNTIME_LORA_UPDATING", "it lets clients name folders of this host"},
 	{"VLLM_CACHE_ROOT", "the runtime has its own"},
 	{"VLLM_CONFIG_ROOT", "the runtime has its own"},
 	{"VLLM_TARGET_DEVICE", "the runtime has its own"},
@@ -52,6 +54,23 @@ var envNever = []struct{ name, why string }{
 	{"INVOCATION_ID", "it is systemd's"},
 	{"CREDENTIALS_DIRECTORY", "it is systemd's"},
 	{"WARMD_*", "it is warmd's"},
+}
+
+// ownSockets keeps on loopback what an engine listens on besides its endpoint: the
+// process groups of torch, which ask nobody who they are and would take the address
+// that the host's name means. One placement is one engine on one host.
+var ownSockets = map[string]string{"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+// withOwnSockets adds them to what a request adds, where neither it nor the runtime
+// says otherwise.
+func withOwnSockets(m runtime.Manifest, env map[string]string) map[string]string {
+	for k, v := range ownSockets {
+		_, asked := env[k]
+		if _, set := m.Env[k]; !set && !asked {
+			env[k] = v
+		}
+	}
+	return env
 }
 
 // checkEnv checks a request's variables and returns those that change something,

@@ -204,6 +204,7 @@ class Half:
 def apply_env(load):
     """The load's environment, before vLLM reads any of it."""
     os.environ.update({k: str(v) for k, v in (load.get("env") or {}).items()})
+    os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # never, whoever set it: its endpoints run code for every client
     if os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         # The SDK's default of 5 s is as long as a whole parked start: the agent would see the phases long after it.
         os.environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", "200")
