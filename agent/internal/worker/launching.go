@@ -156,15 +156,22 @@ func (r *Runtime) launch(ctx context.Context, kind string) (*generation, error) 
 	return g, nil
 }
 
-// freeNumber is above every generation that left a folder or a log.
+// freeNumber is above every generation that left a folder or a log: a number names a
+// systemd unit, too, and the one before may still be on its way out.
 func (r *Runtime) freeNumber() int {
 	r.mu.Lock()
-	n := r.lastGen + 1
+	last := r.lastGen
 	r.mu.Unlock()
 	if ns := r.generations(); len(ns) > 0 {
-		n = max(n, ns[len(ns)-1]+1)
+		last = max(last, ns[len(ns)-1])
 	}
-	return n
+	logs, _ := os.ReadDir(r.logDir())
+	for _, e := range logs {
+		if n, ok := zygoteOfLog(e.Name()); ok {
+			last = max(last, n)
+		}
+	}
+	return last + 1
 }
 
 // add makes a generation known and follows it.

@@ -20,6 +20,12 @@ func (r *Runtime) logDir() string           { return filepath.Join(r.cfg.LogDir,
 func (r *Runtime) logPath(id string) string { return filepath.Join(r.logDir(), id+".log") }
 func zygoteLog(n int) string                { return "zygote." + strconv.Itoa(n) + ".log" }
 
+func zygoteOfLog(name string) (n int, ok bool) {
+	number, ok := strings.CutPrefix(strings.TrimSuffix(name, ".log"), "zygote.")
+	n, err := strconv.Atoi(number)
+	return n, ok && err == nil && n > 0 && zygoteLog(n) == name
+}
+
 // logInUse reports whether what writes a log may still run: then its folder is there.
 func (r *Runtime) logInUse(name string) bool {
 	for _, n := range r.generations() {

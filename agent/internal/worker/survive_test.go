@@ -408,3 +408,17 @@ func TestWorkersOfAnotherUserAreEndedThoughNoZygoteIsUp(t *testing.T) {
 	require.NoError(t, w.Stop(within(t, 20*time.Second), 0))
 	requireGone(t, rec.Engine, rec.API)
 }
+
+// A number is also the name of a systemd unit, whose end may take a while.
+func TestNumberOfAGenerationIsNotUsedAgainByTheNextAgent(t *testing.T) {
+	h := fakeHost(t)
+	first, stop := h.agent()
+	s := waitZygote(t, first, isUp)
+	stop()
+	zygote, ok := FindProc(s.PID)
+	require.True(t, ok)
+	require.NoError(t, zygote.Signal(syscall.SIGKILL))
+	require.NoError(t, os.RemoveAll(first.genDir(s.Generation)))
+	second, _ := h.agent()
+	require.Equal(t, s.Generation+1, waitZygote(t, second, isUp).Generation)
+}
