@@ -64,7 +64,10 @@ func (e *entry) write(status int, why string) {
 		e.placement = e.request.PathValue("id")
 	}
 	attrs := []any{"audit", true, "who", e.peer.String(), "role", e.role.String(), "via", e.peer.Via, "method", e.request.Method,
-		"path", clip(e.request.URL.Path), "status", status, "placement", clip(e.placement)}
+		"path", clip(e.request.URL.Path), "status", status}
+	if e.placement != "" {
+		attrs = append(attrs, "placement", clip(e.placement))
+	}
 	if e.peer.PID > 0 {
 		attrs = append(attrs, "peer_pid", e.peer.PID)
 	} else {
