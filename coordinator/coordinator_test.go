@@ -162,6 +162,8 @@ func TestWhileEtcdIsAway(t *testing.T) {
 	assert.Contains(t, string(body), p.ID)
 	assert.NotEmpty(t, resp.Header.Get(ageHeader), "an answer from memory says how old it is")
 	assert.Len(t, r.agents[0].Held(), 1, "the engine is not touched")
+	_, err = r.client.Release(ctx, "p-unheard-of", 0)
+	assert.Equal(t, placement.CodeUnavailable, code(err), "what is not remembered may be there: %v", err)
 
 	r.etcd.Up()
 	require.Eventually(t, func() bool {

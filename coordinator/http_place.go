@@ -110,7 +110,7 @@ func (c *Coordinator) streamPlacement(w http.ResponseWriter, r *http.Request,
 
 func (c *Coordinator) getPlacements(w http.ResponseWriter, r *http.Request) error {
 	now := c.moment()
-	records, err := c.records(w, r)
+	records, _, err := c.records(w, r)
 	if err != nil {
 		return err
 	}
@@ -135,31 +135,40 @@ func (c *Coordinator) getPlacement(w http.ResponseWriter, r *http.Request) error
 	return nil
 }
 
-// records lists from etcd, or from memory with its age while etcd is away.
-func (c *Coordinator) records(w http.ResponseWriter, r *http.Request) ([]store.Record, error) {
+// records lists from etcd, or from memory with its age while etcd is away: then away
+// says why.
+func (c *Coordinator) records(w http.ResponseWriter, r *http.Request) (all []store.Record, away, err error) {
 	if st, _ := c.world.health.state(); st == "ok" {
-		records, err := c.world.List(r.Context())
-		if err == nil || r.Context().Err() != nil {
-			return records, err
+		all, away = c.world.List(r.Context())
+		if away == nil || r.Context().Err() != nil {
+			return all, nil, away
 		}
 	}
-	_, age := c.world.health.state()
+	st, age := c.world.health.state()
+	if away == nil {
+		away = placement.Errorf(placement.CodeUnavailable, "%s", st)
+	}
 	w.Header().Set(ageHeader, strconv.FormatFloat(age.Seconds(), 'f', 1, 64))
-	return c.world.All(), nil
+	return c.world.All(), away, nil
 }
 
 // find is one record by id, by unique id prefix, or by served name. Living placements
-// go before ended ones: a name is used again and again.
+// go before ended ones: a name is used again and again. What is not remembered while
+// etcd is away may be there all the same: nobody is told that it is not.
 func (c *Coordinator) find(w http.ResponseWriter, r *http.Request) (store.Record, error) {
 	key := r.PathValue("id")
 	if rec, err := c.world.Get(r.Context(), key); err == nil {
 		return rec, nil
 	}
-	records, err := c.records(w, r)
+	records, away, err := c.records(w, r)
 	if err != nil {
 		return store.Record{}, err
 	}
-	return match(records, key)
+	rec, err := match(records, key)
+	if away != nil && err != nil && placement.AsError(err).Code == placement.CodeNotFound {
+		return rec, away
+	}
+	return rec, err
 }
 
 func match(records []store.Record, key string) (store.Record, error) {
