@@ -1,7 +1,6 @@
 package coordinator
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,6 +31,11 @@ type Config struct {
 	// Username and Password are for etcd's own access control.
 	Username string `toml:"etcd_username"`
 	Password string `toml:"etcd_password"`
+	// EtcdCA, EtcdCert and EtcdKey are the files of TLS with etcd, which has a CA of its
+	// own: it knows no roles.
+	EtcdCA   string `toml:"etcd_ca"`
+	EtcdCert string `toml:"etcd_cert"`
+	EtcdKey  string `toml:"etcd_key"`
 	// Prefix keeps fleets apart that share an etcd. It begins and ends with "/".
 	Prefix string `toml:"etcd_prefix"`
 	// LeaseSeconds is how long a dead coordinator counts as alive (5): what it had not
@@ -55,8 +59,11 @@ type Config struct {
 	TLS access.Files `toml:"tls"`
 	// Access gives roles to groups of this host; certificates carry theirs.
 	Access access.Groups `toml:"access"`
-	// EtcdTLS is set by code, not by the file.
-	EtcdTLS *tls.Config `toml:"-"`
+}
+
+// EtcdTLS are the files of TLS with etcd.
+func (c Config) EtcdTLS() access.Files {
+	return access.Files{CA: c.EtcdCA, Cert: c.EtcdCert, Key: c.EtcdKey, Under: "etcd_"}
 }
 
 // DefaultConfig is a coordinator beside an etcd on the same host. Its name is not that
@@ -101,6 +108,7 @@ func (c Config) Validate() error {
 	for i, e := range c.Endpoints {
 		u, err := url.Parse(e)
 		bad(err != nil || u.Host == "" && u.Path == "" && u.Opaque == "", fmt.Sprintf("etcd_endpoints[%d]", i), "%q must be https://host:2379", e)
+		bad(err == nil && u.Scheme == "http" && !c.EtcdTLS().Empty(), fmt.Sprintf("etcd_endpoints[%d]", i), "%q must begin with https: etcd_ca is set", e)
 	}
 	bad(!strings.HasPrefix(c.Prefix, "/") || !strings.HasSuffix(c.Prefix, "/") || len(c.Prefix) < 2, "etcd_prefix", "%q must begin and end with /", c.Prefix)
 	bad(c.LeaseSeconds < 2 || c.LeaseSeconds > 300, "lease_seconds", "%d must be between 2 and 300", c.LeaseSeconds)
@@ -108,7 +116,7 @@ func (c Config) Validate() error {
 	bad(c.NodeGoneSeconds < 10, "node_gone_seconds", "%g must be at least 10: gossip takes that long to be sure", c.NodeGoneSeconds)
 	bad(c.RetentionHours < 24, "retention_hours", "%g must be at least 24: a request id names its placement for that long", c.RetentionHours)
 	bad(new(slog.Level).UnmarshalText([]byte(c.LogLevel)) != nil, "log_level", "%q must be debug, info, warn or error", c.LogLevel)
-	return errors.Join(append(errs, c.Gossip.Validate(), c.TLS.Validate(), c.Access.Validate())...)
+	return errors.Join(append(errs, c.Gossip.Validate(), c.TLS.Validate(), c.EtcdTLS().Validate(), c.Access.Validate())...)
 }
 
 func (c Config) nodeGone() time.Duration {

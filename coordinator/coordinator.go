@@ -92,7 +92,9 @@ type Coordinator struct {
 	certs    *access.Certificates // nil: no TLS
 	handler  http.Handler
 	ownEtcd  bool
-	pulse    map[string]chan chan struct{} // by loop: see Alive
+	// etcdCerts are ours to etcd; nil: no TLS
+	etcdCerts *access.Certificates
+	pulse     map[string]chan chan struct{} // by loop: see Alive
 
 	reloading sync.Mutex
 	now       Config // as it was read last, under reloading
@@ -129,7 +131,14 @@ func New(cfg Config, opt Options) (*Coordinator, error) {
 			return nil, fmt.Errorf("configure coordinator: %w", &placement.FieldError{Field: "etcd_endpoints", Problem: "is empty: give etcd's addresses, e.g. http://127.0.0.1:2379"})
 		}
 		var err error
-		if cl, err = store.Dial(store.DialConfig{Endpoints: cfg.Endpoints, Username: cfg.Username, Password: cfg.Password, TLS: cfg.EtcdTLS}); err != nil {
+		dial := store.DialConfig{Endpoints: cfg.Endpoints, Username: cfg.Username, Password: cfg.Password}
+		if files := cfg.EtcdTLS(); !files.Empty() {
+			if c.etcdCerts, err = access.Load(files, c.log); err != nil {
+				return nil, fmt.Errorf("configure coordinator: read certificates for etcd: %w", err)
+			}
+			dial.TLS = c.etcdCerts.Now
+		}
+		if cl, err = store.Dial(dial); err != nil {
 			return nil, fmt.Errorf("configure coordinator: %w", err)
 		}
 		c.ownEtcd = true

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,8 +15,11 @@ var live = []string{"log_level", "gossip.keys_file", "access.read", "access.plac
 // isLive reports whether a key can change while the coordinator runs; certificates can
 // where there are some.
 func (c *Coordinator) isLive(key string, cfg Config) bool {
-	if strings.HasPrefix(key, "tls.") {
+	switch {
+	case strings.HasPrefix(key, "tls."):
 		return c.certs.CanTake(cfg.TLS)
+	case slices.Contains([]string{"etcd_ca", "etcd_cert", "etcd_key"}, key):
+		return c.etcdCerts.CanTake(cfg.EtcdTLS())
 	}
 	return slices.Contains(live, key)
 }
@@ -28,7 +32,7 @@ func (c *Coordinator) Reload(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("reload configuration: %w", err)
 	}
-	if err := c.certs.Check(cfg.TLS); err != nil {
+	if err := errors.Join(c.certs.Check(cfg.TLS), c.etcdCerts.Check(cfg.EtcdTLS())); err != nil {
 		return fmt.Errorf("reload configuration: %w", err)
 	}
 	keys, err := cfg.Gossip.ReadKeys()
@@ -44,7 +48,7 @@ func (c *Coordinator) Reload(cfg Config) error {
 		_ = c.opt.Level.UnmarshalText([]byte(cfg.LogLevel)) // validated
 	}
 	c.guard.SetGroups(cfg.Access)
-	if err := c.certs.Reload(cfg.TLS); err != nil {
+	if err := errors.Join(c.certs.Reload(cfg.TLS), c.etcdCerts.Reload(cfg.EtcdTLS())); err != nil {
 		c.log.Error("new certificate files are not used, the old ones stay", "error", err)
 	}
 	before := c.now

@@ -53,9 +53,11 @@ func (l layers) gossip(to *gossip.Settings) error {
 // settle joins what is wrong with the file and with the values that came of it all.
 // Values are looked at even when keys are wrong: an operator wants every problem. Who
 // only checks wants to hear of the files that are named, too; a daemon reads them itself.
-func (l layers) settle(read, valid error, certs access.Files) error {
+func (l layers) settle(read, valid error, certs ...access.Files) error {
 	if l.c.Bool("check-config") {
-		valid = errors.Join(valid, certs.Probe())
+		for _, files := range certs {
+			valid = errors.Join(valid, files.Probe())
+		}
 	}
 	return errors.Join(read, l.file.Locate(valid))
 }

@@ -94,5 +94,5 @@ func coordinatorConfig(c *cli.Context) (coordinator.Config, error) {
 	if err := errors.Join(l.tls(&cfg.TLS), l.gossip(&cfg.Gossip)); err != nil {
 		return cfg, err
 	}
-	return cfg, l.settle(read, cfg.Validate(), cfg.TLS)
+	return cfg, l.settle(read, cfg.Validate(), cfg.TLS, cfg.EtcdTLS())
 }

@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -23,10 +24,13 @@ type Files struct {
 	CA   string `toml:"ca"`
 	Cert string `toml:"cert"`
 	Key  string `toml:"key"`
+	// Under is what stands before ca, cert and key in the names of their keys, for
+	// errors. Default: "tls.".
+	Under string `toml:"-"`
 }
 
 // Empty says that there is no TLS.
-func (f Files) Empty() bool { return f == Files{} }
+func (f Files) Empty() bool { return f.CA == "" && f.Cert == "" && f.Key == "" }
 
 // Validate checks the form; every error is a *placement.FieldError.
 func (f Files) Validate() error {
@@ -37,9 +41,9 @@ func (f Files) Validate() error {
 	for _, p := range f.each() {
 		switch {
 		case p.path == "":
-			errs = append(errs, fileError(p.key, "is missing: TLS takes all of ca, cert and key"))
+			errs = append(errs, f.wrong(p.key, "is missing: TLS takes all of ca, cert and key"))
 		case !filepath.IsAbs(p.path):
-			errs = append(errs, fileError(p.key, "%q must be an absolute path", p.path))
+			errs = append(errs, f.wrong(p.key, "%q must be an absolute path", p.path))
 		}
 	}
 	return errors.Join(errs...)
@@ -62,8 +66,9 @@ type file struct{ key, path string }
 
 func (f Files) each() [3]file { return [3]file{{"ca", f.CA}, {"cert", f.Cert}, {"key", f.Key}} }
 
-func fileError(key, format string, args ...any) error {
-	return &placement.FieldError{Field: "tls." + key, Problem: fmt.Sprintf(format, args...)}
+// wrong is an error about one of the files.
+func (f Files) wrong(key, format string, args ...any) error {
+	return &placement.FieldError{Field: cmp.Or(f.Under, "tls.") + key, Problem: fmt.Sprintf(format, args...)}
 }
 
 // lookEvery is how often the files are looked at, at most: with a handshake.
@@ -193,30 +198,30 @@ func read(f Files) (*material, error) {
 	for i, p := range f.each() {
 		b, err := os.ReadFile(p.path)
 		if err != nil {
-			return nil, fileError(p.key, "%v", readProblem(err))
+			return nil, f.wrong(p.key, "%v", readProblem(err))
 		}
 		text[i] = b
 	}
 	m := &material{files: f, pool: x509.NewCertPool()}
 	var err error
 	if m.cas, err = pki.ParseCerts(text[0]); err != nil {
-		return nil, fileError("ca", "%s: %v", f.CA, err)
+		return nil, f.wrong("ca", "%s: %v", f.CA, err)
 	}
 	for _, ca := range m.cas {
 		m.pool.AddCert(ca)
 	}
 	if _, err := pki.ParseCerts(text[1]); err != nil {
-		return nil, fileError("cert", "%s: %v", f.Cert, err)
+		return nil, f.wrong("cert", "%s: %v", f.Cert, err)
 	}
 	if m.pair, err = tls.X509KeyPair(text[1], text[2]); err != nil {
 		if strings.Contains(err.Error(), "does not match") {
-			return nil, fileError("key", "%s does not belong to the certificate in %s", f.Key, f.Cert)
+			return nil, f.wrong("key", "%s does not belong to the certificate in %s", f.Key, f.Cert)
 		}
-		return nil, fileError("key", "%s: %s", f.Key, strings.TrimPrefix(err.Error(), "tls: "))
+		return nil, f.wrong("key", "%s: %s", f.Key, strings.TrimPrefix(err.Error(), "tls: "))
 	}
 	opt := x509.VerifyOptions{Roots: m.pool, Intermediates: intermediates(m.pair), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, CurrentTime: m.pair.Leaf.NotBefore.Add(time.Second)}
 	if _, err := m.pair.Leaf.Verify(opt); err != nil {
-		return nil, fileError("cert", "%s is signed by %q, which %s does not hold", f.Cert, m.pair.Leaf.Issuer.CommonName, f.CA)
+		return nil, f.wrong("cert", "%s is signed by %q, which %s does not hold", f.Cert, m.pair.Leaf.Issuer.CommonName, f.CA)
 	}
 	return m, nil
 }
@@ -248,7 +253,7 @@ func intermediates(pair tls.Certificate) *x509.CertPool {
 // problem says that a certificate is outside its time.
 func (m *material) problem(now time.Time) error {
 	if err := OutsideItsTime(m.pair.Leaf, now); err != nil {
-		return fileError("cert", "%s %v", m.files.Cert, err)
+		return m.files.wrong("cert", "%s %v", m.files.Cert, err)
 	}
 	return nil
 }

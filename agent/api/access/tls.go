@@ -41,6 +41,13 @@ func (c *Certificates) Client(name, unit string) *tls.Config {
 	}
 }
 
+// Now is the TLS side of one call to a server that is none of ours, with the files of
+// this moment: whoever takes it anew for each connection follows a rotation.
+func (c *Certificates) Now() *tls.Config {
+	m := c.current()
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: m.pool, Certificates: []tls.Certificate{m.pair}}
+}
+
 // verify checks a server's certificates.
 func (c *Certificates) verify(chain []*x509.Certificate, name, unit string) error {
 	m := c.current()

@@ -2,12 +2,14 @@ package storetest
 
 import (
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
@@ -20,17 +22,26 @@ type Etcd struct {
 	t    testing.TB
 	dir  string
 	etcd *embed.Etcd
+	tls  *transport.TLSInfo // nil: a Unix socket
+	port string             // with tls, once it is known
 }
 
 // StartEtcd starts an etcd that ends with the test.
-func StartEtcd(t testing.TB) *Etcd {
+func StartEtcd(t testing.TB) *Etcd { return start(t, nil) }
+
+// StartEtcdTLS starts one that listens on 127.0.0.1 and asks for certificates of a CA.
+func StartEtcdTLS(t testing.TB, ca, cert, key string) *Etcd {
+	return start(t, &transport.TLSInfo{TrustedCAFile: ca, CertFile: cert, KeyFile: key, ClientCertAuth: true})
+}
+
+func start(t testing.TB, tls *transport.TLSInfo) *Etcd {
 	t.Helper()
 	// Not t.TempDir(): a Unix socket path has at most 108 bytes.
 	dir, err := os.MkdirTemp("", "etcd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Etcd{t: t, dir: dir}
+	s := &Etcd{t: t, dir: dir, tls: tls, port: "0"}
 	t.Cleanup(func() {
 		s.Stop()
 		_ = os.RemoveAll(dir)
@@ -49,6 +60,9 @@ func (s *Etcd) Up() {
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	peer, client := s.socket("peer"), s.socket("client")
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	if s.tls != nil {
+		cfg.ClientTLSInfo, client = *s.tls, url.URL{Scheme: "https", Host: "127.0.0.1:" + s.port}
+	}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	e, err := embed.StartEtcd(cfg)
@@ -61,6 +75,9 @@ func (s *Etcd) Up() {
 		s.t.Fatal("etcd was not ready within 20 s")
 	}
 	s.etcd = e
+	if s.tls != nil {
+		_, s.port, _ = net.SplitHostPort(e.Clients[0].Addr().String())
+	}
 }
 
 // Stop stops the server at once; its data stays.
@@ -74,7 +91,13 @@ func (s *Etcd) Stop() {
 }
 
 // Endpoint is what a client dials.
-func (s *Etcd) Endpoint() string { u := s.socket("client"); return u.String() }
+func (s *Etcd) Endpoint() string {
+	if s.tls != nil {
+		return "https://127.0.0.1:" + s.port
+	}
+	u := s.socket("client")
+	return u.String()
+}
 
 // Client is a client that is closed with the test.
 func (s *Etcd) Client() *clientv3.Client {
