@@ -300,6 +300,17 @@ func TestAPartialAnswerNamesTheNodesThatAreMissing(t *testing.T) {
 	assert.Equal(t, "n2", resp.Header.Get(missHeader))
 }
 
+// A call failed a moment ago, and the node answers again: nobody waits until the
+// suspicion has run out.
+func TestANodeThatAnswersTheSweeperIsAliveAgain(t *testing.T) {
+	r := newRig(t, 2)
+	r.nodes.Mark("n2", "suspect")
+	require.Eventually(t, func() bool {
+		p, err := r.client.Place(t.Context(), placement.Request{Model: "opt", Node: "n2"}, "ready", nil)
+		return err == nil && p.Node == "n2"
+	}, 5*time.Second, 10*time.Millisecond)
+}
+
 // A coordinator is a member of the gossip, and not a node: nothing is placed on it,
 // nobody asks it for workers, and no answer counts it as missing.
 func TestAMemberWithoutAnAgentIsNotAPlaceToPlace(t *testing.T) {

@@ -144,6 +144,7 @@ func (w *world) Held(ctx context.Context, node, addr string) ([]placement.Placem
 	if err != nil {
 		return nil, err
 	}
+	w.View.Apply(st.Capacity) // it answers: whoever thought that it does not is wrong
 	if !st.Ready {
 		return nil, fmt.Errorf("node %s has not looked at all its devices yet", node)
 	}

@@ -29,7 +29,10 @@ const (
 	tcpTimeout    = 5 * time.Second       // a dial, and the whole exchange behind it
 	leaveTimeout  = 3 * time.Second
 	reclaimAfter  = 30 * time.Second // a dead node's name may come back at another address
-	healEvery     = 30 * time.Second // +-20 %
+	healEvery     = 3 * time.Second  // +-20 %, or N/100 s: a node that is back is heard of within seconds
+	fleetHeals    = 100              // calls across a second that a whole fleet may make
+	smallFleet    = 60               // members; up to here each of them calls whom it misses
+	dialTimeout   = 2 * time.Second  // of a stream: SYN, and again after a second
 )
 
 // Config says who this member is and whom it looks for.
@@ -133,6 +136,8 @@ func (c Config) library(tr memberlist.Transport, port int, ring *memberlist.Keyr
 	}
 	lib.Keyring = ring
 	lib.TCPTimeout = tcpTimeout
+	// A member that few others can accuse would be believed for 24 s otherwise.
+	lib.SuspicionMaxTimeoutMult = 3
 	lib.DeadNodeReclaimTime = reclaimAfter // 0 would keep a re-addressed host out for ever
 	lib.EnableCompression = false          // LZW gains nothing on our bytes
 	return lib, nil

@@ -15,9 +15,9 @@ import (
 //
 // A push/pull join is a full exchange of the member list, and memberlist gives up
 // on a dead node after 30 s for ever: a partition longer than that heals only if
-// somebody calls across. Each member calls one missing address every 30 s with
-// probability missing/alive: the small side of a split nearly always, one dead node
-// in a fleet of thousands nearly never.
+// somebody calls across. Each member of a small fleet calls one missing address every
+// 3 s. In a large one it does so with probability missing/alive: the small side of a
+// split nearly always, one dead node in a fleet of thousands nearly never.
 func (m *Member) joiner(ctx context.Context) {
 	wait := time.Second
 	for tries := 1; len(m.cfg.Join) > 0; tries++ {
@@ -44,7 +44,7 @@ func (m *Member) joiner(ctx context.Context) {
 			break
 		}
 	}
-	for sleep(ctx, jitter(healEvery)) {
+	for sleep(ctx, jitter(m.paced(healEvery, fleetHeals))) {
 		m.heal(ctx)
 	}
 }
@@ -57,7 +57,7 @@ func (m *Member) heal(ctx context.Context) {
 			missing = append(missing, s)
 		}
 	}
-	if len(missing) == 0 || rand.N(alive) >= len(missing) {
+	if len(missing) == 0 || rand.N(alive) >= max(len(missing), smallFleet) {
 		return
 	}
 	one := missing[rand.N(len(missing))]

@@ -43,7 +43,7 @@ type bounded struct{ memberlist.Transport }
 
 // DialTimeout bounds the dial and all that follows on the connection.
 func (b bounded) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
-	conn, err := b.Transport.DialTimeout(addr, timeout)
+	conn, err := b.Transport.DialTimeout(addr, min(timeout, dialTimeout))
 	if err != nil {
 		return nil, err
 	}

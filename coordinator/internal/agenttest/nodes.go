@@ -136,11 +136,11 @@ func (f *Nodes) Fleet() placement.Fleet {
 	return out
 }
 
-// Apply takes a node's word, if it is newer.
+// Apply takes a node's word, unless a newer one is known: the node has answered.
 func (f *Nodes) Apply(c placement.Capacity) {
 	f.mu.Lock()
 	have, ok := f.view[c.Node]
-	if !ok || c.Newer(have.Capacity) {
+	if !ok || !have.Newer(c) {
 		f.view[c.Node] = placement.NodeView{Capacity: c, Alive: true, Status: "alive"}
 	}
 	f.mu.Unlock()

@@ -43,15 +43,15 @@ func (t *term) reconcile(ctx context.Context, records []store.Record, fleet plac
 	var failed sync.Map
 	for _, n := range fleet.Nodes {
 		m := t.nodes[n.Node]
-		if !n.Alive {
-			if m != nil {
-				m.asked = time.Time{}
-			}
-			continue
-		}
 		if m == nil {
 			m = &nodeMemory{unknown: map[string]int{}}
 			t.nodes[n.Node] = m
+		}
+		if !n.Alive {
+			m.asked = time.Time{}
+		}
+		if !n.Alive && n.Status != "suspect" { // one that a call did not reach may answer the next
+			continue
 		}
 		if m.epoch == n.Epoch && time.Since(m.asked) < t.cfg.Reconcile {
 			continue

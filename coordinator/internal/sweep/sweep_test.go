@@ -154,6 +154,19 @@ func TestANodeThatIsBackIsAskedAtOnce(t *testing.T) {
 	}, func(c *Config) { c.Every, c.Reconcile = time.Second, 10*time.Minute })
 }
 
+// A call did not reach it: that says nothing about the next one.
+func TestASuspectNodeIsAskedToo(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.serve("p-1", "n1", 1)
+		r.lead()
+		time.Sleep(time.Minute)
+		r.nodes.Agents["n1"].Kill("p-1")
+		r.nodes.Mark("n1", "suspect")
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, placement.Failed, r.state("p-1").State)
+	}, func(c *Config) { c.Reconcile = 10 * time.Minute })
+}
+
 func TestALivingOwnerLongOverdueLosesTheRecord(t *testing.T) {
 	bubble(t, func(r *rig) {
 		r.fx.living["hung"] = true
