@@ -33,6 +33,9 @@ type Options struct {
 	// Listeners are served instead of Config.Socket and Config.Listen: those of systemd,
 	// under the one name, a Unix and a TCP socket told apart by their network.
 	Listeners []net.Listener
+	// EngineLines takes what engines print, with the fields of their placement; nil
+	// leaves it in their log files alone.
+	EngineLines worker.Lines
 	// Supervised says that systemd started this process: then it starts the engines, too.
 	Supervised bool
 	// Notifier is told how the node is; nil when nobody listens.
@@ -208,7 +211,7 @@ func (a *Agent) addRuntimes() error {
 	for _, m := range manifests {
 		a.runtimes[m.Name] = &nodeRuntime{manifest: m, Runtime: worker.NewRuntime(worker.RuntimeConfig{
 			Manifest: m, ScriptDir: scripts, RunDir: filepath.Join(a.cfg.RunDir, "rt"), LogDir: a.cfg.LogDir,
-			Launcher: launcher, Log: a.log, OnChange: a.poke,
+			Launcher: launcher, Lines: a.opt.EngineLines, Log: a.log, OnChange: a.poke,
 		})}
 		a.runtimeNames = append(a.runtimeNames, m.Name)
 	}

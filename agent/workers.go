@@ -52,7 +52,7 @@ func (b boundRuntime) Spawn(ctx context.Context, s device.Spawn) (device.Worker,
 	if b.env.Visible != "" {
 		env = append(slices.Clip(env), "CUDA_VISIBLE_DEVICES="+b.env.Visible)
 	}
-	w, err := b.Runtime.Spawn(ctx, worker.SpawnSpec{ID: s.ID, Argv: s.Argv, Env: env, Placement: s.Placement, Attempt: s.Attempt})
+	w, err := b.Runtime.Spawn(ctx, worker.SpawnSpec{ID: s.ID, Argv: s.Argv, Env: env, Device: b.env.ID, Placement: s.Placement, Attempt: s.Attempt})
 	if err != nil {
 		return nil, err
 	}

@@ -161,3 +161,29 @@ func TestFieldNamesAreThoseThatTheJournalTakes(t *testing.T) {
 	assert.Equal(t, "WARMD_AGENT_DEVICE_2", fieldName("agent.device 2"))
 	assert.Len(t, fieldName(strings.Repeat("k", 200)), maxField)
 }
+
+func TestLinesOfOthersComeUnderTheirNameWithTheirFields(t *testing.T) {
+	j, path := newJournald(t)
+	l, err := newLines(path, "warmd-engine")
+	require.NoError(t, err)
+	t.Cleanup(func() { l.to.conn.Close() })
+	for line, priority := range map[string]string{
+		"INFO 11-25 17:00:00 [core.py:1] ready":                           "6",
+		"(EngineCore_0 pid=7) ERROR 11-25 17:00:00 [core.py:9] no memory": "3",
+		"WARNING: slow":           "6",
+		"WARNING 11-25 slow":      "4",
+		"Traceback (most recent)": "6",
+	} {
+		require.NoError(t, l.Send(line, map[string]string{"placement": "p-1", "device": "GPU-0"}))
+		assert.Equal(t, map[string]string{
+			"MESSAGE": line, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "warmd-engine", "WARMD_PLACEMENT": "p-1", "WARMD_DEVICE": "GPU-0",
+		}, j.entry())
+	}
+	require.NoError(t, j.conn.Close())
+	require.Error(t, l.Send("x", nil), "the caller keeps it")
+}
+
+func TestLinesAreOffWhereStderrIsNoJournal(t *testing.T) {
+	t.Setenv("JOURNAL_STREAM", "")
+	require.Nil(t, NewLines("x"))
+}

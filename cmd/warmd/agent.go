@@ -57,6 +57,9 @@ func runAgent(c *cli.Context) error {
 		return err
 	}
 	opt := agent.Options{Logger: log, Level: level, Listeners: sd.listeners, Notifier: sd.Notifier, Supervised: sd.started}
+	if sd.lines != nil { // a nil *Lines would be some Lines
+		opt.EngineLines = sd.lines
+	}
 	member, err := newMember(cfg.Gossip, cfg.Node, false, log)
 	if err != nil {
 		return err

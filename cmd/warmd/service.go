@@ -20,6 +20,7 @@ type service struct {
 	*systemd.Notifier
 	listeners []net.Listener // of the one name; nil: open your own
 	started   bool           // systemd started us
+	lines     *systemd.Lines // for what engines print; nil where stderr is no journal
 	hup       chan os.Signal
 	log       *slog.Logger
 }
@@ -37,6 +38,7 @@ func newService(name string, log *slog.Logger) (*service, error) {
 		return nil, err
 	}
 	s.listeners = byName[name]
+	s.lines = systemd.NewLines("warmd-engine")
 	systemd.ScrubSelf()
 	return s, nil
 }

@@ -19,6 +19,7 @@ const discoverTime = 700 * time.Millisecond
 func (r *Runtime) discover(ctx context.Context) {
 	var living []*generation
 	for _, n := range r.generations() {
+		r.tellLastWords(ctx, n)
 		z := loadUnit(r.genDir(n))
 		g := r.newGeneration(n, z.Kind)
 		g.print = z.Fingerprint

@@ -34,6 +34,9 @@ type loopState struct {
 	reapers   int
 	reaped    bool // every process is proven gone
 	explained bool
+	over      chan struct{} // nil: nobody follows the log; closed when it ends
+	told      bool          // over is closed
+	followed  bool          // the follower is done
 	cause     string
 	onMove    func() // somebody waits for the next state
 }
@@ -97,8 +100,23 @@ func (w *Worker) settle() {
 	if known && !w.explained {
 		w.explain()
 	}
-	if w.reaped && w.explained {
+	w.followLog()
+	if w.reaped && w.explained && (w.over == nil || w.followed) {
 		w.bury()
+	}
+}
+
+// followLog has the log followed from the placement on, and read to its end when all
+// that writes it is gone. A parked worker's lines are nobody's yet.
+func (w *Worker) followLog() {
+	if w.over == nil && w.rec.Placement != "" && w.rt.cfg.Lines != nil {
+		w.over = make(chan struct{})
+		rec, over := w.rec, w.over
+		w.help(func(ctx context.Context) { w.follow(ctx, rec, over) })
+	}
+	if w.over != nil && w.reaped && !w.told {
+		w.told = true
+		close(w.over)
 	}
 }
 

@@ -18,6 +18,7 @@ type Record struct {
 	ID         string `json:"id"`
 	Runtime    string `json:"runtime"`
 	Generation int    `json:"generation"`
+	Device     string `json:"device,omitempty"`
 	Cold       bool   `json:"cold,omitempty"`
 	Engine     Proc   `json:"engine"`
 	API        Proc   `json:"api,omitzero"`

@@ -12,7 +12,7 @@ import (
 	"warmd/agent/runtime"
 )
 
-// RuntimeConfig is what a Runtime needs. All fields but OnChange are required.
+// RuntimeConfig is what a Runtime needs. All fields but Lines and OnChange are required.
 type RuntimeConfig struct {
 	Manifest  runtime.Manifest
 	ScriptDir string // the unpacked Python side
@@ -20,6 +20,8 @@ type RuntimeConfig struct {
 	LogDir    string
 	Launcher  Launcher
 	Log       *slog.Logger
+	// Lines gets what placed workers print; nil keeps it in their files alone.
+	Lines Lines
 	// OnChange is called after Status may have changed, from any goroutine. It must
 	// not block and must not call Run or Shutdown.
 	OnChange func()

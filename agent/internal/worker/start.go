@@ -31,7 +31,8 @@ type SpawnSpec struct {
 	Argv []string
 	Env  []string // the whole environment, K=V
 	Dir  string   // working directory; default: the worker's own
-	// Placement and Attempt go into the worker's record.
+	// Device, Placement and Attempt go into the worker's record.
+	Device    string
 	Placement string
 	Attempt   int
 }
@@ -58,7 +59,7 @@ func (r *Runtime) Fork(ctx context.Context, spec ForkSpec) (*Worker, error) {
 		return nil, fmt.Errorf("fork worker %s: %w", spec.ID, err)
 	}
 	w, err := r.register(Record{
-		ID: spec.ID, Runtime: r.name, Generation: g.n, Boot: bootID(), State: Spawning,
+		ID: spec.ID, Runtime: r.name, Generation: g.n, Device: spec.Device.ID, Boot: bootID(), State: Spawning,
 		Log: r.logPath(spec.ID), Since: time.Now(),
 	})
 	if err != nil {
@@ -123,7 +124,7 @@ func (r *Runtime) Spawn(ctx context.Context, spec SpawnSpec) (*Worker, error) {
 	}
 	defer r.release(g)
 	w, err := r.register(Record{
-		ID: spec.ID, Runtime: r.name, Generation: g.n, Cold: true, Boot: bootID(), State: Spawning,
+		ID: spec.ID, Runtime: r.name, Generation: g.n, Device: spec.Device, Cold: true, Boot: bootID(), State: Spawning,
 		Placement: spec.Placement, Attempt: spec.Attempt, Log: r.logPath(spec.ID), Since: time.Now(),
 	})
 	if err != nil {
