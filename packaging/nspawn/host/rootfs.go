@@ -19,7 +19,7 @@ const suite = "bookworm" // systemd 252, the oldest that warmd supports, and etc
 // network but their own.
 var packages = []string{
 	"ca-certificates", "curl", "dbus", "etcd-client", "etcd-server", "iproute2", "iptables", "jq", "openssl",
-	"polkitd", "procps", "python3", "systemd", "systemd-sysv", "util-linux",
+	"polkitd", "procps", "python3", "rpm", "systemd", "systemd-sysv", "util-linux",
 }
 
 // setUpScript runs in the new root. Nothing starts at boot but what a test asks
