@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -213,10 +214,14 @@ func TestCertificatesAndCARotateUnderRequestsWithoutALoss(t *testing.T) {
 	}
 	x.fleet.Trust(newCA)
 	x.both(t, "the old CA is refused", func(tr *http.Transport, at string) error {
-		if err := ask(tr, at); err == nil || !strings.Contains(err.Error(), "unknown certificate authority") {
-			return fmt.Errorf("answered: %v", err)
+		err := ask(tr, at)
+		if err == nil {
+			return errors.New("it is still taken")
 		}
-		return nil
+		if strings.Contains(err.Error(), "unknown certificate authority") {
+			return nil
+		}
+		return err
 	}, left)
 	before := placed.Load()
 	eventually(t, 20*time.Second, "two more placements", func() error {

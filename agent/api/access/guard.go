@@ -127,5 +127,5 @@ func (g *Guard) refusal(e *entry, need Role) *placement.Error {
 	if len(groups) == 0 {
 		return err.WithHint("only root and the server's own user may: [access] %s in its configuration names no group", need)
 	}
-	return err.WithHint("members of group %s may: sudo usermod -aG %s %s, then log in again", strings.Join(groups, " or "), groups[0], userName(e.peer.UID))
+	return err.WithHint("members of group %s may: sudo usermod -aG %s %s, then log in again", strings.Join(groups, " or "), groups[0], e.peer.User)
 }

@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -20,6 +21,7 @@ type Peer struct {
 	// UID, GIDs and PID are of a local process; PID is 0 over TCP.
 	UID, PID int
 	GIDs     []int
+	User     string // the name of UID
 	// Name and Units are the CN and the OUs of a certificate.
 	Name  string
 	Units []string
@@ -33,7 +35,7 @@ func (p Peer) String() string {
 	case "tls":
 		return fmt.Sprintf("CN=%s,OU=%s", p.Name, strings.Join(p.Units, "+"))
 	}
-	return fmt.Sprintf("uid=%d(%s)", p.UID, userName(p.UID))
+	return fmt.Sprintf("uid=%d(%s)", p.UID, p.User)
 }
 
 // userName is a user's name, or the number again when the host knows none.
@@ -44,15 +46,31 @@ func userName(uid int) string {
 	return strconv.Itoa(uid)
 }
 
-// conn is what ConnContext keeps about a connection.
+// conn is what is kept about a connection.
 type conn struct {
-	peer  Peer
 	since time.Time
+	peer  Peer
+	named sync.Once
+}
+
+// who is the peer with what the host's user database knows of it. That may take a
+// while on hosts that ask a directory: so once, and not where connections are accepted.
+func (c *conn) who() Peer {
+	c.named.Do(func() {
+		switch c.peer.Via {
+		case "tcp":
+			c.peer.GIDs = groupsOf(c.peer.UID)
+			fallthrough
+		case "unix":
+			c.peer.User = userName(c.peer.UID)
+		}
+	})
+	return c.peer
 }
 
 type connKey struct{}
 
-// connContext is an http.Server.ConnContext: it asks the kernel who connected, before
+// connContext is an http.Server.ConnContext. It asks the kernel who connected, before
 // anything is read, so that nobody answers for a socket that was theirs a while ago.
 func connContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, &conn{peer: localPeer(c), since: time.Now()})
@@ -92,7 +110,7 @@ func peerOf(r *http.Request) Peer {
 		return Peer{Via: "tls", Name: s.CommonName, Units: s.OrganizationalUnit}
 	}
 	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
-		return c.peer
+		return c.who()
 	}
 	return Peer{}
 }

@@ -34,18 +34,23 @@ func tcpPeer(local, remote net.Addr) (Peer, error) {
 	if err != nil {
 		return Peer{}, err
 	}
-	p := Peer{Via: "tcp", UID: uid}
-	// The kernel does not tell the process's groups here, so the user's must do. A user
-	// that the host does not know has none.
-	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
-		ids, _ := u.GroupIds()
-		for _, id := range ids {
-			if gid, err := strconv.Atoi(id); err == nil {
-				p.GIDs = append(p.GIDs, gid)
-			}
+	return Peer{Via: "tcp", UID: uid}, nil
+}
+
+// groupsOf are the groups of a user: over TCP the kernel does not tell those of the
+// process. A user that the host does not know has none.
+func groupsOf(uid int) (gids []int) {
+	u, err := user.LookupId(strconv.Itoa(uid))
+	if err != nil {
+		return nil
+	}
+	ids, _ := u.GroupIds()
+	for _, id := range ids {
+		if gid, err := strconv.Atoi(id); err == nil {
+			gids = append(gids, gid)
 		}
 	}
-	return p, nil
+	return gids
 }
 
 func addrPort(a net.Addr) (netip.AddrPort, bool) {
