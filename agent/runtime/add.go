@@ -48,6 +48,7 @@ func Add(ctx context.Context, o AddOptions) (Manifest, error) {
 		return Manifest{}, err
 	}
 	defer unlock()
+	defer readable()()
 	a := &adder{opts: o, dir: dir, work: filepath.Join(dir, workDir), report: report}
 	m, err := a.run(ctx)
 	if err != nil {
@@ -146,6 +147,9 @@ func (a *adder) run(ctx context.Context) (Manifest, error) {
 		if abs, err := filepath.Abs(m.Python); err == nil {
 			m.Python = abs // links are kept: a venv's python is one
 		}
+		if err := reachable(m.Python); err != nil {
+			return m, err
+		}
 	}
 	if err := a.describe(ctx, &m); err != nil {
 		return m, err
@@ -165,6 +169,9 @@ func (a *adder) install(ctx context.Context, m *Manifest) error {
 	}
 	base, err := findPython(ctx, a.opts.Python, max(minPython, rel.minPython))
 	if err != nil {
+		return err
+	}
+	if err := reachable(base.Path); err != nil {
 		return err
 	}
 	a.report.say("python", "using %s", base)
@@ -265,6 +272,9 @@ func (a *adder) commit(m *Manifest) error {
 		if err := os.Rename(filepath.Join(a.work, f), to); err != nil {
 			return fmt.Errorf("commit: %w", err)
 		}
+	}
+	if err := giveCaches(a.dir); err != nil {
+		return fmt.Errorf("commit: %w", err)
 	}
 	if err := m.save(filepath.Join(a.dir, manifestFile)); err != nil {
 		return err

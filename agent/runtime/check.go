@@ -14,7 +14,7 @@ import (
 
 // Finding is something that is wrong with a runtime, and what to do about it.
 type Finding struct {
-	Code    string `json:"code"` // manifest, python, vllm, device, engine, profile_key, files, bytecode, tracing, profile, caches, program
+	Code    string `json:"code"` // manifest, python, vllm, device, engine, profile_key, files, bytecode, tracing, profile, caches, program, access, owner
 	Message string `json:"message"`
 	Cure    string `json:"cure"`
 	// Fixable says that Fix can do it.
@@ -25,7 +25,7 @@ type Finding struct {
 // engine: it takes a second. No finding means that it should work.
 func Check(ctx context.Context, m Manifest) ([]Finding, error) {
 	if m.Kind == KindExec {
-		return checkExec(m), nil
+		return append(checkExec(m), checkOwner(m)...), nil
 	}
 	again := fmt.Sprintf("warmd runtime rm %s, then add it again", m.Name)
 	if _, err := os.Stat(m.Python); err != nil {
@@ -53,7 +53,7 @@ func Check(ctx context.Context, m Manifest) ([]Finding, error) {
 	out = append(out, checkFiles(m, found)...)
 	out = append(out, adoptedFindings(m, found)...)
 	out = append(out, checkProfile(m)...)
-	return append(out, checkCaches(m)...), nil
+	return append(append(out, checkCaches(m)...), checkOwner(m)...), nil
 }
 
 // checkKey says what drifted away from the manifest.
@@ -200,6 +200,7 @@ func Fix(ctx context.Context, m Manifest, findings []Finding, to func(Step)) (Ma
 		return m, err
 	}
 	defer unlock()
+	defer readable()()
 	has := func(codes ...string) bool {
 		return slices.ContainsFunc(findings, func(f Finding) bool { return f.Fixable && slices.Contains(codes, f.Code) })
 	}
@@ -207,6 +208,12 @@ func Fix(ctx context.Context, m Manifest, findings []Finding, to func(Step)) (Ma
 		report.say("bytecode", "compiling bytecode")
 		c := command{env: installEnv(os.Environ()), log: filepath.Join(m.Dir, "fix.log")}
 		if err := compileBytecode(ctx, c, m.Python, filepath.Join(m.Dir, venvDir, "lib")); err != nil {
+			return m, fmt.Errorf("fix runtime %s: %w", m.Name, err)
+		}
+	}
+	if has("owner") {
+		report.say("owner", "giving the caches to user %s", engineUser)
+		if err := giveCaches(m.Dir); err != nil {
 			return m, fmt.Errorf("fix runtime %s: %w", m.Name, err)
 		}
 	}
