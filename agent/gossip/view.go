@@ -50,6 +50,7 @@ type entry struct {
 	status  string // StatusAlive, StatusLeft, StatusFailed
 	since   time.Time
 	suspect time.Time // until when; zero when no call failed
+	reborn  bool      // it joined again and has not said yet what it has
 	member  bool      // memberlist has named it
 	peer    peer
 }
@@ -201,7 +202,9 @@ func (v *View) confirm(node string, epoch int64, generation uint64) {
 
 // memberUp is memberlist's word that a node joined or changed. A join after a
 // failure or a farewell starts a new life: its word counts even when the host's
-// clock, and so its epoch, went backwards.
+// clock, and so its epoch, went backwards. Until it has something to say (an agent
+// joins before it has looked at its devices) what it said before is the best there is:
+// a node must not vanish because its agent is restarted.
 func (v *View) memberUp(p peer, c placement.Capacity, known bool) {
 	if p.name == v.self {
 		return
@@ -218,16 +221,22 @@ func (v *View) memberUp(p peer, c placement.Capacity, known bool) {
 		poke(v.newCoordinator)
 	}
 	if e.status != StatusAlive {
-		e.status, e.since, e.suspect = StatusAlive, time.Now(), time.Time{}
-		if known && c.Epoch != e.word.Epoch {
-			e.word, e.heard = placement.Capacity{Node: p.name}, time.Now()
-		}
+		e.status, e.since, e.suspect, e.reborn = StatusAlive, time.Now(), time.Time{}, true
 	}
 	e.member, e.peer = true, p
-	if known {
+	if known && says(c) {
+		if e.reborn && c.Epoch != e.word.Epoch {
+			e.word, e.heard = placement.Capacity{Node: p.name}, time.Now()
+		}
+		e.reborn = false
 		v.take(c)
 	}
 	poke(v.changed)
+}
+
+// says reports whether a word says what its node has, or that it is a coordinator.
+func says(c placement.Capacity) bool {
+	return c.Coordinator || c.Addr != "" || len(c.Devices) > 0 || len(c.Runtimes) > 0
 }
 
 // memberDown says that a node left, or failed. The two may come in any order: one

@@ -157,6 +157,19 @@ func TestJoinAfterAFailureCountsWhateverItsEpoch(t *testing.T) {
 	assert.EqualValues(t, 2, node(v.Members(), "b").Generation, "the same life keeps its newest word")
 }
 
+func TestNodeWhoseAgentIsRestartedIsThereAllTheTime(t *testing.T) {
+	v := viewOf(t)
+	v.hear(word(10, 6))
+	v.memberDown("b", StatusLeft)
+	v.memberUp(peer{name: "b"}, placement.Capacity{Node: "b", Epoch: 5, Summary: true}, true)
+	got := node(v.Members(), "b")
+	assert.True(t, got.Alive)
+	assert.Equal(t, word(10, 6).Devices, got.Devices, "what it said before, until it says something")
+
+	v.memberUp(peer{name: "b"}, summaryOf(word(3, 1)), true)
+	assert.EqualValues(t, 3, node(v.Members(), "b").Epoch, "its first word counts, whatever its epoch")
+}
+
 func TestUnreadableSummaryStillNamesTheMember(t *testing.T) {
 	v := NewView("a")
 	v.memberUp(peer{name: "b"}, placement.Capacity{}, false)
