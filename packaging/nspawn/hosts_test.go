@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,10 +34,11 @@ func TestHostsBootWithSystemdAndSeeEachOtherByName(t *testing.T) {
 	}
 }
 
-// serveName serves a host's /etc on port 8080, once per host.
+// serveName serves a host's name on port 8080 until the end of the test.
 func serveName(t *testing.T, h *host.Host) {
 	t.Helper()
-	h.Run(t, "systemctl is-active -q web || { hostname > /run/hostname; systemd-run -q --unit=web python3 -m http.server --directory /run --bind "+h.Addr+" 8080; }")
+	h.Run(t, "systemctl is-active -q web || { hostname > /run/hostname; systemd-run -q --collect --unit=web python3 -m http.server --directory /run --bind "+h.Addr+" 8080; }")
+	t.Cleanup(func() { h.Run(t, "systemctl stop web 2>/dev/null || true") })
 	host.Until(t, 10*time.Second, "web server", func() error { return canConnect(t, lab.Dial, h.Addr+":8080") })
 }
 
@@ -102,7 +105,15 @@ func TestScanFindsExactlyTheOpenPorts(t *testing.T) {
 	hosts[0].Run(t, "systemctl is-active -q inner || systemd-run -q --unit=inner python3 -m http.server --directory /run --bind 127.0.0.1 8081")
 	t.Cleanup(func() { hosts[0].Run(t, "systemctl stop inner") })
 	begin := time.Now()
-	assert.Equal(t, []int{8080}, lab.Scan(t, hosts[0].Addr))
+	var want []int
+	for _, l := range hosts[0].Listeners(t) {
+		if addr, err := netip.ParseAddrPort(l.Addr); err == nil && l.Network == "tcp" && !addr.Addr().IsLoopback() {
+			want = append(want, int(addr.Port()))
+		}
+	}
+	slices.Sort(want)
+	require.Contains(t, want, 8080)
+	assert.Equal(t, slices.Compact(want), lab.Scan(t, hosts[0].Addr))
 	figure("port_scan_seconds", fmt.Sprintf("%.1f", time.Since(begin).Seconds()))
 }
 

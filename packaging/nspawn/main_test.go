@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,12 +36,26 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		code := m.Run()
+		if code != 0 && os.Getenv("WARMD_TEST_HOLD") != "" {
+			hold()
+		}
 		if err := lab.Close(); err != nil {
 			fmt.Println(err)
 			code = 1
 		}
 		return code
 	}())
+}
+
+// hold keeps the hosts up for whoever wants to look around, until an interrupt.
+func hold() {
+	fmt.Println("WARMD_TEST_HOLD is set: the hosts stay up until ^C. Enter one of them with")
+	for _, h := range lab.Hosts() {
+		fmt.Printf("  nsenter --all --target %d  # %s\n", h.Leader(), h.Name)
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
+	<-stop
 }
 
 // cacheDir is make's CACHE.

@@ -72,15 +72,27 @@ func (l *Lab) Boot(ctx context.Context, name string, spec Spec) (*Host, error) {
 	return h, nil
 }
 
-// Host finds a host by name; nil if there is none.
-func (l *Lab) Host(name string) *Host {
+// Hosts lists the hosts of a run.
+func (l *Lab) Hosts() []*Host {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	i := slices.IndexFunc(l.hosts, func(h *Host) bool { return h.Name == name })
-	if i < 0 {
-		return nil
+	return slices.Clone(l.hosts)
+}
+
+// Host finds a host by name; nil if there is none.
+func (l *Lab) Host(name string) *Host {
+	all := l.Hosts()
+	if i := slices.IndexFunc(all, func(h *Host) bool { return h.Name == name }); i >= 0 {
+		return all[i]
 	}
-	return l.hosts[i]
+	return nil
+}
+
+// Leader is the machine's pid of the host's PID 1; 0 without power.
+func (h *Host) Leader() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.leader
 }
 
 // tellNames rewrites the hosts' common /etc/hosts in place: it is mounted there.

@@ -32,7 +32,7 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// nsenter forks to get into the pid namespace: kill both.
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = 20 * time.Second
 	return cmd
 }
 

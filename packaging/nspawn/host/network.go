@@ -111,6 +111,11 @@ func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, err
 	return h.lab.dialFrom(ctx, h.Name, network, address)
 }
 
+// DialUnix connects to a Unix socket on the host, as its root.
+func (h *Host) DialUnix(ctx context.Context, path string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/%d/root%s", h.Leader(), path))
+}
+
 func (l *Lab) dialFrom(ctx context.Context, from, network, address string) (conn net.Conn, err error) {
 	name, port, err := net.SplitHostPort(address)
 	if err != nil {

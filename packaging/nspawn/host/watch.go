@@ -64,10 +64,7 @@ func (l *Lab) Explain(t testing.TB) {
 		if !t.Failed() {
 			return
 		}
-		l.mu.Lock()
-		hosts := l.hosts
-		l.mu.Unlock()
-		for _, h := range hosts {
+		for _, h := range l.Hosts() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			journal, err := h.Try(ctx, fmt.Sprintf("journalctl --no-pager -q -o short-precise -n 120 --since=@%d", since.Unix()))
 			cancel()

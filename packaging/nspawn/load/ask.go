@@ -23,20 +23,32 @@ func (l *Load) Stop() *Tally {
 // callTime bounds one call: who waits for longer has been let down.
 const callTime = 10 * time.Second
 
+// maxInFlight bounds the calls of one Ask that wait for their answers: more would
+// only measure this process.
+const maxInFlight = 512
+
 // Ask calls do so many times a second, and does not wait for an answer before it
-// asks again: a server that stalls meets everything that came meanwhile.
+// asks again: a server that stalls meets what came meanwhile. While maxInFlight
+// wait it does not ask, and counts what it has left out.
 func Ask(ctx context.Context, perSecond int, do func(context.Context) error) *Load {
 	running, cancel := context.WithCancel(ctx)
 	l := &Load{Tally: new(Tally), cancel: cancel}
+	slots := make(chan struct{}, maxInFlight)
 	l.done.Go(func() {
 		begin := time.Now()
 		for n := 1; ; n++ {
 			select {
 			case <-running.Done():
+				l.Lasted(time.Since(begin))
 				return
 			case <-time.After(time.Until(begin.Add(time.Duration(n) * time.Second / time.Duration(perSecond)))):
 			}
-			l.done.Go(func() { l.call(ctx, do) })
+			select {
+			case slots <- struct{}{}:
+				l.done.Go(func() { l.call(ctx, do); <-slots })
+			default:
+				l.LeftOut()
+			}
 		}
 	})
 	return l

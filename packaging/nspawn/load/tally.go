@@ -21,6 +21,29 @@ type Tally struct {
 	failed  map[string]int // by reason
 	first   map[string]error
 	longest time.Duration // of those that went well
+	leftOut int
+	lasted  time.Duration
+}
+
+// LeftOut adds a call that was not made because too many waited.
+func (t *Tally) LeftOut() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.leftOut++
+}
+
+// Lasted says how long it all took.
+func (t *Tally) Lasted(d time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lasted = d
+}
+
+// Rate is how many calls a second were made and went well.
+func (t *Tally) Rate() float64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return float64(t.ok) / t.lasted.Seconds()
 }
 
 // Count adds one call.
@@ -77,6 +100,9 @@ func (t *Tally) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := []string{fmt.Sprintf("%d ok (longest %s)", t.ok, t.longest.Round(time.Millisecond))}
+	if t.leftOut > 0 {
+		s = append(s, fmt.Sprintf("%d left out", t.leftOut))
+	}
 	for _, why := range slices.SortedFunc(maps.Keys(t.failed), cmp.Compare) {
 		s = append(s, fmt.Sprintf("%d %s (%v)", t.failed[why], why, t.first[why]))
 	}
