@@ -43,13 +43,14 @@ func runAgent(c *cli.Context) error {
 	if err := noWords(c); err != nil {
 		return err
 	}
-	cfg, err := agentConfig(c)
+	cfg, file, err := agentLayers(c)
+	if c.Bool("check-config") {
+		r := newReport("warmd")
+		checkAgent(r, cfg)
+		return r.end(c.App.Writer, file, c.String("config"), err)
+	}
 	if err != nil {
 		return err
-	}
-	if c.Bool("check-config") {
-		fmt.Fprintln(c.App.Writer, "the configuration is valid")
-		return nil
 	}
 	log, level := leveled(cfg.LogLevel)
 	sd, err := newService("agent", log)
@@ -86,16 +87,20 @@ func runAgent(c *cli.Context) error {
 // agentConfig is what a command line asks for: flags over the file, the file over the
 // defaults. The error says everything that is wrong, and where.
 func agentConfig(c *cli.Context) (agent.Config, error) {
+	cfg, _, err := agentLayers(c)
+	return cfg, err
+}
+
+func agentLayers(c *cli.Context) (agent.Config, *conf.File, error) {
 	cfg, file := agent.DefaultConfig(), new(conf.File)
 	var read error
 	if path := c.String("config"); path != "" {
 		cfg, file, read = agent.ReadConfig(path)
 	}
-	l := layers{c, file}
-	if err := agentFlags(l, &cfg); err != nil {
-		return cfg, err
+	if err := agentFlags(layers{c, file}, &cfg); err != nil {
+		return cfg, file, err
 	}
-	return cfg, l.settle(read, cfg.Validate(), cfg.TLS)
+	return cfg, file, errors.Join(read, file.Locate(cfg.Validate()))
 }
 
 // agentFlags lays the flags over the configuration.

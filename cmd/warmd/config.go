@@ -50,18 +50,6 @@ func (l layers) gossip(to *gossip.Settings) error {
 	return l.path("gossip-keys", "gossip.keys_file", &to.KeysFile)
 }
 
-// settle joins what is wrong with the file and with the values that came of it all.
-// Values are looked at even when keys are wrong: an operator wants every problem. Who
-// only checks wants to hear of the files that are named, too; a daemon reads them itself.
-func (l layers) settle(read, valid error, certs ...access.Files) error {
-	if l.c.Bool("check-config") {
-		for _, files := range certs {
-			valid = errors.Join(valid, files.Probe())
-		}
-	}
-	return errors.Join(read, l.file.Locate(valid))
-}
-
 func (l layers) tls(to *access.Files) error {
 	return errors.Join(l.path("tls-ca", "tls.ca", &to.CA), l.path("tls-cert", "tls.cert", &to.Cert), l.path("tls-key", "tls.key", &to.Key))
 }
@@ -77,7 +65,7 @@ func tlsFlags() []cli.Flag {
 func configFlags(example string) []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "config", Usage: "`FILE` (TOML), e.g. " + example + "; flags win over it"},
-		&cli.BoolFlag{Name: "check-config", Usage: "say whether the configuration is valid, and exit"},
+		&cli.BoolFlag{Name: "check-config", Usage: "say what is wrong with the configuration, or what it amounts to on this host, and exit"},
 	}
 }
 

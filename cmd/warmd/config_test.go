@@ -70,16 +70,7 @@ func TestAWrongValueIsFoundWhereItWasGiven(t *testing.T) {
 	require.Equal(t, 2, run([]string{"warmd", "agent", "--name", "a b", "--check-config"}))
 }
 
-func TestCheckingAConfigurationReadsItsCertificates(t *testing.T) {
-	path := file(t, "agent.toml", "listen = [\"10.0.0.1:7710\"]\n[tls]\nca = \"/nonexistent/ca.crt\"\ncert = \"/nonexistent/a.crt\"\nkey = \"/nonexistent/a.key\"\n")
-	commandLine(t, agentCommand(), func(c *cli.Context) {
-		_, err := agentConfig(c)
-		require.NoError(t, err, "a daemon reads them itself")
-	}, "--config", path)
-	commandLine(t, agentCommand(), func(c *cli.Context) {
-		_, err := agentConfig(c)
-		require.EqualError(t, err, path+":3: tls.ca /nonexistent/ca.crt does not exist")
-	}, "--config", path, "--check-config")
+func TestATCPAddressThatOthersReachTakesTLS(t *testing.T) {
 	commandLine(t, agentCommand(), func(c *cli.Context) {
 		_, err := agentConfig(c)
 		require.EqualError(t, err, "--listen[0] \"10.0.0.1:7710\" can be reached from other hosts, which takes TLS: set tls.ca, tls.cert and tls.key (`warmctl pki --help` makes them)")

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
+	"warmd/agent/api/access"
 	"warmd/agent/conf"
 	"warmd/coordinator"
+	"warmd/placement"
 )
 
 // coordinatorCommand is `warmd coordinator`: one to three per fleet, over one etcd.
@@ -34,16 +37,14 @@ func runCoordinator(c *cli.Context) error {
 	if err := noWords(c); err != nil {
 		return err
 	}
-	cfg, err := coordinatorConfig(c)
+	cfg, file, err := coordinatorLayers(c)
+	if c.Bool("check-config") {
+		r := newReport("warmd-coordinator")
+		checkCoordinator(r, cfg)
+		return r.end(c.App.Writer, file, c.String("config"), err)
+	}
 	if err != nil {
 		return err
-	}
-	if cfg.Gossip.Listen == "" {
-		return cli.Exit(fmt.Sprintf("coordinator %s has no fleet: set gossip.listen and gossip.join, or --gossip and --join (on one host, `warmd dev` needs neither)", cfg.Name), 2)
-	}
-	if c.Bool("check-config") {
-		fmt.Fprintln(c.App.Writer, "the configuration is valid")
-		return nil
 	}
 	log, level := leveled(cfg.LogLevel)
 	sd, err := newService("coordinator", log)
@@ -77,6 +78,11 @@ func runCoordinator(c *cli.Context) error {
 // coordinatorConfig is what a command line asks for: flags over the file, the file
 // over the defaults. The error says everything that is wrong, and where.
 func coordinatorConfig(c *cli.Context) (coordinator.Config, error) {
+	cfg, _, err := coordinatorLayers(c)
+	return cfg, err
+}
+
+func coordinatorLayers(c *cli.Context) (coordinator.Config, *conf.File, error) {
 	cfg, file := coordinator.DefaultConfig(), new(conf.File)
 	var read error
 	if path := c.String("config"); path != "" {
@@ -88,11 +94,28 @@ func coordinatorConfig(c *cli.Context) (coordinator.Config, error) {
 	l.text("etcd-prefix", "etcd_prefix", &cfg.Prefix)
 	l.list("listen", "listen", &cfg.Listen)
 	l.text("log-level", "log_level", &cfg.LogLevel)
-	if err := l.path("socket", "socket", &cfg.Socket); err != nil {
-		return cfg, err
+	if err := errors.Join(l.path("socket", "socket", &cfg.Socket), l.tls(&cfg.TLS), l.gossip(&cfg.Gossip)); err != nil {
+		return cfg, file, err
 	}
-	if err := errors.Join(l.tls(&cfg.TLS), l.gossip(&cfg.Gossip)); err != nil {
-		return cfg, err
+	valid := cfg.Validate()
+	if cfg.Gossip.Listen == "" {
+		valid = errors.Join(valid, &placement.FieldError{Field: "gossip.listen", Problem: "is missing: a coordinator without a fleet places nothing. " +
+			"Set it and gossip.join, or --gossip and --join (on one host, `warmd dev` needs neither)"})
 	}
-	return cfg, l.settle(read, cfg.Validate(), cfg.TLS, cfg.EtcdTLS())
+	return cfg, file, errors.Join(read, file.Locate(valid))
+}
+
+// checkCoordinator looks at everything that a coordinator's configuration names on this
+// host. Whether etcd answers is not among it: that is a question of the moment.
+func checkCoordinator(r *report, cfg coordinator.Config) {
+	r.fact("name", "%s", cfg.Name)
+	r.tls("tls.", cfg.TLS, cfg.Name, access.UnitCoordinator)
+	for i, a := range cfg.Listen {
+		r.local(fmt.Sprintf("listen[%d]", i), a)
+	}
+	r.gossip(cfg.Gossip)
+	r.groups(cfg.Access)
+	r.socket(cfg.Socket)
+	r.tls("etcd_", cfg.EtcdTLS(), cfg.Name, "")
+	r.fact("etcd", "%s below %s", strings.Join(cfg.Endpoints, ", "), cfg.Prefix)
 }
