@@ -49,9 +49,15 @@ func (a *Agent) handler() http.Handler {
 
 // Node is the node's exact state.
 func (a *Agent) Node() api.NodeStatus {
-	s := api.NodeStatus{Capacity: a.Capacity(), Started: a.started, Workers: a.Workers(), Ready: a.ready.Load()}
-	for _, r := range a.runtimes {
-		if st := r.Status(); st.Zygote != "up" && st.Problem == "" {
+	s := api.NodeStatus{
+		Capacity: a.Capacity(), Started: a.started, Workers: a.Workers(), Ready: a.ready.Load(), PID: os.Getpid(), RunDir: a.cfg.RunDir,
+	}
+	for _, name := range a.runtimeNames {
+		st := a.runtimes[name].Status()
+		if st.PID > 0 {
+			s.Zygotes = append(s.Zygotes, api.Zygote{Runtime: name, Generation: st.Generation, PID: st.PID})
+		}
+		if st.Zygote != "up" && st.Problem == "" {
 			s.Ready = false
 		}
 	}

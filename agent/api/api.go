@@ -64,4 +64,16 @@ type NodeStatus struct {
 	// Ready says that every device had its first fingerprint and each runtime's
 	// zygote is up or has said why not.
 	Ready bool `json:"ready"`
+	// PID and RunDir are the agent's own, for whoever looks on the host for what is
+	// left over.
+	PID     int      `json:"pid,omitempty"`
+	RunDir  string   `json:"run_dir,omitempty"`
+	Zygotes []Zygote `json:"zygotes,omitempty"`
+}
+
+// Zygote is the process that workers of a runtime are forked from.
+type Zygote struct {
+	Runtime    string `json:"runtime"`
+	Generation int    `json:"generation"`
+	PID        int    `json:"pid"`
 }

@@ -1,300 +1,267 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
-	"context"
-	"encoding/json"
-	"errors"
+	"cmp"
 	"fmt"
-	"io"
-	"math"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 
+	"github.com/urfave/cli/v2"
+
+	"warmd/cmd/internal/bench"
 	coordapi "warmd/coordinator/api"
 	"warmd/placement"
 )
 
-// arm is one way to start a model. start returns the base URL as soon as it is
-// known, before anything listens there if need be, and a function that ends it.
-type arm struct {
-	name  string
-	start func(ctx context.Context) (url string, end func() error, err error)
-}
+func benchCommand() command {
+	return command{
+		name: "bench", args: "cold-start MODEL | swap MODEL MODEL...", min: 1, max: -1, complete: "dirs",
+		short: "measure starts side by side, and swaps of one model for another",
+		long: `cold-start MODEL starts MODEL again and again, one start at a time, and measures request
+sent -> first streamed token, by one clock, in the same way in every arm:
 
-// sample is one start. Seconds is request sent -> first streamed token received,
-// by one clock in one process, the same way in every arm.
-type sample struct {
-	Arm       string  `json:"arm"`
-	Run       int     `json:"run"`
-	Discarded bool    `json:"discarded,omitempty"`
-	Seconds   float64 `json:"seconds"`
-	Text      string  `json:"text"`
-	Load1     float64 `json:"load1"`
-}
+  vllm      plain ` + "`vllm serve`" + `, no warmd anywhere, started by this command
+  cold      the same start, asked of warmd (--start cold)
+  warm      a parked worker (--start warm)
+  sleeping  an engine that sleeps, woken: needs a GPU and is not offered yet
 
-// summary is what is quoted of one arm: the samples that were not discarded.
-type summary struct {
-	Arm string  `json:"arm"`
-	N   int     `json:"n"`
-	P50 float64 `json:"p50_seconds"`
-	P95 float64 `json:"p95_seconds"`
-	Min float64 `json:"min_seconds"`
-	Max float64 `json:"max_seconds"`
-	// Ratio is the first arm's median over this one's.
-	Ratio float64 `json:"ratio"`
-}
+The arms get the same flags and environment and take turns; the first round is
+discarded. Before each start the files of model and runtime are read (--page-cache warm)
+or dropped from the page cache (cold). A runtime without compiled bytecode is refused,
+and so are arms whose answers or whose engines' configurations differ. The stages of each
+start come from the spans that the engine sends; what they leave of the total is shown as
+unaccounted, and more than 3 % of it is an error.
 
-// benchReport is the JSON of `warmctl bench cold-start`.
-type benchReport struct {
-	Model   string    `json:"model"`
-	Runtime string    `json:"runtime"`
-	Args    []string  `json:"args"`
-	Samples []sample  `json:"samples"`
-	Arms    []summary `json:"arms"`
-}
+swap MODEL MODEL... places one model after the other in the same slot: release, slot free
+and memory proven free, next model's first token. Afterwards it compares processes, open
+files, shared memory, sockets and the memory of agent and zygotes with what was there
+before; a leak is an error.
 
-const benchPrompt, benchTokens = "Hello my name is", 8
-
-// interleave runs every arm once a round, so that a drift of the machine hits all
-// arms alike; the first round is discarded (caches, first-run costs). before runs
-// ahead of each round.
-func interleave(ctx context.Context, arms []arm, name string, runs int, before func() error, report func(sample)) ([]sample, error) {
-	var all []sample
-	for round := range runs + 1 {
-		if err := before(); err != nil {
-			return all, err
-		}
-		for _, a := range arms {
-			s, err := once(ctx, a, name)
-			if err != nil {
-				return all, fmt.Errorf("run arm %s: %w", a.name, err)
+-o markdown is for a document, and -o svg draws the stages of cold-start. Run it on the
+node itself: it starts engines, and looks into /proc, on this host.`,
+		examples: []example{
+			{"warmctl bench cold-start /models/opt-125m --arg=--enforce-eager", "plain against warm, 5 counted rounds"},
+			{"warmctl bench cold-start /models/opt-125m --arms vllm,cold,warm --runs 10 -o json", "all arms, every run kept"},
+			{"warmctl bench cold-start --from runs.json -o svg > runs.svg", "a picture of what was measured"},
+			{"warmctl bench swap /models/a /models/b --swaps 200", "many models one after another"},
+		},
+		flags: []cli.Flag{
+			&cli.StringFlag{Name: "runtime", Usage: "`NAME`: runtime to use; default: the only one installed"},
+			&cli.StringFlag{Name: "runtimes", Usage: "`DIR`: where runtimes are installed (env WARMD_RUNTIMES); for the vllm arm"},
+			&cli.StringFlag{Name: "arms", Value: "vllm,warm", Usage: "`LIST`: arms to compare, the first one is what the ratio refers to"},
+			&cli.IntFlag{Name: "runs", Value: 5, Usage: "`N`: counted rounds, after one that is discarded"},
+			&cli.StringFlag{Name: "page-cache", Value: bench.PagesWarm, Usage: "`STATE`: warm or cold, before each start"},
+			&cli.StringFlag{Name: "from", Usage: "`FILE`: measure nothing, print what an earlier -o json wrote"},
+			&cli.StringSliceFlag{Name: "arg", Usage: "`ARG`: engine argument for every arm; may be given many times"},
+			&cli.StringSliceFlag{Name: "env", Usage: "`KEY=VALUE`: engine environment for every arm; may be given many times"},
+			&cli.IntFlag{Name: "swaps", Value: 20, Usage: "`N`: swaps to measure"},
+		},
+		formats: []string{"markdown", "svg"},
+		run: func(c *call) error {
+			switch c.args[0] {
+			case "cold-start":
+				return benchColdStart(c)
+			case "swap":
+				return benchSwap(c)
 			}
-			s.Run, s.Discarded = round, round == 0
-			if len(all) > 0 && s.Text != all[0].Text {
-				return all, fmt.Errorf("compare arms: %s answers %q, %s answers %q: they do not serve the same model the same way", a.name, s.Text, all[0].Arm, all[0].Text)
-			}
-			all = append(all, s)
-			report(s)
-		}
+			return usagef("bench %q is not known: cold-start and swap are", c.args[0])
+		},
 	}
-	return all, nil
 }
 
-func once(ctx context.Context, a arm, name string) (s sample, err error) {
-	begin := time.Now()
-	url, end, err := a.start(ctx)
+func benchColdStart(c *call) error {
+	if len(c.args) < 2 && c.flags.String("from") == "" {
+		return usagef("bench cold-start needs MODEL")
+	}
+	if len(c.args) > 2 {
+		return usagef("bench cold-start takes one MODEL, got also %q", strings.Join(c.args[2:], " "))
+	}
+	var rep *bench.Report
+	var err error
+	if from := c.flags.String("from"); from != "" {
+		rep, err = bench.ReadReport(from)
+	} else {
+		rep, err = measureColdStart(c)
+	}
 	if err != nil {
-		return s, err
+		return err
 	}
-	defer func() { err = errors.Join(err, end()) }()
-	first, text, err := firstToken(ctx, url, name)
+	switch c.format {
+	case "json":
+		err = c.printJSON(rep)
+	case "svg":
+		_, err = fmt.Fprint(c.Out, rep.SVG())
+	default:
+		c.printGrids(rep.Grids(), rep.About(), rep.Warnings)
+	}
+	if err == nil && !rep.AddsUp() {
+		return placement.Errorf(placement.CodeInternal, "check stages: they do not add up to the total within 3 %% in every run").
+			WithHint("`warmctl trace` of a start shows which spans came; vLLM needs its opentelemetry packages to send any: `warmd runtime check`")
+	}
+	return err
+}
+
+func measureColdStart(c *call) (*bench.Report, error) {
+	model, err := filepath.Abs(c.args[1])
 	if err != nil {
-		return s, err
+		return nil, usagef("find model folder: %v", err)
 	}
-	return sample{Arm: a.name, Seconds: first.Sub(begin).Seconds(), Text: text, Load1: load1()}, nil
+	runs := c.flags.Int("runs")
+	if runs < 1 || runs > 1000 {
+		return nil, usagef("--runs %d must be between 1 and 1000", runs)
+	}
+	mode := c.flags.String("page-cache")
+	if mode != bench.PagesWarm && mode != bench.PagesCold {
+		return nil, usagef("--page-cache %q must be warm or cold", mode)
+	}
+	rt, err := c.benchRuntime()
+	if err != nil {
+		return nil, err
+	}
+	py, err := bench.AskPython(c.ctx, rt)
+	if err != nil {
+		return nil, err
+	}
+	if err := py.Compiled(rt); err != nil {
+		return nil, err
+	}
+	r, err := c.benchRequest(model, rt)
+	if err != nil {
+		return nil, err
+	}
+	arms, names, end, err := c.benchArms(rt, r)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	pages, err := bench.NewPages(mode, model, append(py.Paths, filepath.Join(rt.Dir, "cache")))
+	if err != nil {
+		return nil, err
+	}
+	rep := &bench.Report{
+		Model: model, Runtime: rt.Name, Version: rt.Version, Args: r.Args, Env: r.Env, Begun: c.Now(), Host: bench.ThisHost(),
+		Pages: mode, PagesBy: pages.How, Python: py.Packages, Warnings: []string{},
+	}
+	if busy := rep.Host.Busy(); busy != "" {
+		fmt.Fprintf(c.Err, "warning: %s\n", busy)
+	}
+	rep.Samples, err = bench.Run(c.ctx, arms, bench.Plan{Model: r.Name, Runs: runs, Before: pages.Before, Report: func(s bench.Sample) {
+		note := ""
+		if s.Discarded {
+			note = "  (discarded)"
+		}
+		fmt.Fprintf(c.Err, "  round %d  %-5s %7.2f s  load %.1f%s\n", s.Run, s.Arm, s.Seconds, s.Load1, note)
+	}})
+	if err != nil {
+		return nil, err
+	}
+	rep.Finish(names)
+	return rep, nil
 }
 
-// firstToken asks for a streamed completion until somebody answers and returns
-// the moment of the first token.
-func firstToken(ctx context.Context, base, name string) (first time.Time, text string, err error) {
-	body, _ := json.Marshal(map[string]any{"model": name, "prompt": benchPrompt, "max_tokens": benchTokens, "temperature": 0, "stream": true})
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	var resp *http.Response
-	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/completions", bytes.NewReader(body))
-		if err != nil {
-			return first, "", err
-		}
-		req.Header.Set("Content-Type", "application/json")
-		if resp, err = client.Do(req); err == nil {
-			break
-		}
-		select { // nobody listens yet: a plain engine start opens its port late
-		case <-ctx.Done():
-			return first, "", ctx.Err()
-		case <-time.After(5 * time.Millisecond):
-		}
+// benchRequest is what every arm is given.
+func (c *call) benchRequest(model string, rt bench.Runtime) (placement.Request, error) {
+	env, err := envPairs(c.flags.StringSlice("env"))
+	if err != nil {
+		return placement.Request{}, err
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return first, "", fmt.Errorf("ask %s: %s: %s", base, resp.Status, b)
+	r := placement.Request{Model: model, Name: filepath.Base(model), Runtime: rt.Name, Args: c.flags.StringSlice("arg"), Env: env}
+	// The agent adds this by itself where the runtime's environment turns the compiler
+	// off; the plain arm must get the same.
+	if rt.Env["TORCHDYNAMO_DISABLE"] == "1" && !slices.Contains(r.Args, "--enforce-eager") {
+		r.Args = append(r.Args, "--enforce-eager")
 	}
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		data, ok := strings.CutPrefix(lines.Text(), "data: ")
-		if !ok || data == "[DONE]" {
-			continue
-		}
-		var chunk struct {
-			Choices []struct{ Text string }
-		}
-		if err := json.Unmarshal([]byte(data), &chunk); err != nil {
-			return first, "", fmt.Errorf("decode stream: %w", err)
-		}
-		if len(chunk.Choices) == 0 {
-			continue
-		}
-		if first.IsZero() {
-			first = time.Now()
-		}
-		text += chunk.Choices[0].Text
-	}
-	if first.IsZero() {
-		return first, "", errors.Join(errors.New("read stream: it ended without a token"), lines.Err())
-	}
-	return first, text, nil
+	return r, nil
 }
 
-// warmdArm places through the coordinator. The client asks the endpoint as soon
-// as the agent accepted: the agent listens from then on and the request waits there.
-func warmdArm(c *coordapi.Client, name string, r placement.Request) arm {
-	return arm{name: name, start: func(ctx context.Context) (string, func() error, error) {
-		r.ID = ""
-		p, err := c.Place(ctx, r, "assigned", nil)
-		if err != nil {
-			return "", nil, err
+// benchArms makes the arms that were asked for, in that order; end ends what they
+// share.
+func (c *call) benchArms(rt bench.Runtime, r placement.Request) (arms []bench.Arm, names []string, end func(), err error) {
+	end = func() {}
+	var k *coordapi.Client
+	for name := range strings.SplitSeq(c.flags.String("arms"), ",") {
+		if slices.Contains(names, name) {
+			return nil, nil, end, usagef("--arms names %s twice", name)
 		}
-		end := func() error {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-			defer cancel()
-			if _, err := c.Release(ctx, p.ID, 0); err != nil {
-				return err
-			}
-			return refilled(ctx, c, p.Runtime)
-		}
-		return p.Endpoint, end, nil
-	}}
-}
-
-// refilled waits until a parked worker is idle again, so that every run of the
-// warm arm starts from the same state.
-func refilled(ctx context.Context, c *coordapi.Client, runtime string) error {
-	for {
-		f, err := c.Fleet(ctx)
-		if err != nil {
-			return err
-		}
-		for _, n := range f.Nodes {
-			for _, d := range n.Devices {
-				if d.Warm[runtime] > 0 {
-					return nil
+		var a bench.Arm
+		switch name {
+		case "vllm":
+			log := filepath.Join(os.TempDir(), fmt.Sprintf("warmctl-bench-%d.log", os.Getpid()))
+			a, end, err = bench.Plain(c.ctx, bench.Engine{Runtime: rt, Model: r.Model, Name: r.Name, Args: r.Args, Env: r.Env, Log: log})
+		case "cold", "warm":
+			if k == nil {
+				if k, _, err = c.coordinator(); err != nil {
+					break
 				}
 			}
+			r.Start = placement.Start(name)
+			a = bench.Placed(k, name, r)
+		case "sleeping":
+			err = bench.NoSleep()
+		default:
+			err = usagef("--arms %q is not an arm: vllm, cold, warm and sleeping are", name)
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for a warm worker: %w", ctx.Err())
-		case <-time.After(50 * time.Millisecond):
+		if err != nil {
+			end()
+			return nil, nil, func() {}, err
 		}
+		arms, names = append(arms, a), append(names, name)
 	}
+	return arms, names, end, nil
 }
 
-// manifest is the part of a runtime's runtime.json that a plain start needs.
-type manifest struct {
-	Name   string            `json:"name"`
-	Python string            `json:"python"`
-	Env    map[string]string `json:"env"`
-}
-
-// vllmArm starts plain `vllm serve`, with no warmd anywhere: the same python,
-// environment and flags as the runtime's.
-func vllmArm(m manifest, model, name string, args []string, logPath string) arm {
-	return arm{name: "vllm", start: func(ctx context.Context) (string, func() error, error) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return "", nil, err
-		}
-		addr := l.Addr().String()
-		_, port, _ := net.SplitHostPort(addr)
-		l.Close()
-		log, err := os.Create(logPath)
-		if err != nil {
-			return "", nil, err
-		}
-		defer log.Close()
-		argv := append([]string{filepath.Join(filepath.Dir(m.Python), "vllm"), "serve", model, "--served-model-name", name, "--host", "127.0.0.1", "--port", port}, args...)
-		cmd := exec.Command(argv[0], argv[1:]...)
-		for k, v := range m.Env {
-			cmd.Env = append(cmd.Env, k+"="+v)
-		}
-		cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, &syscall.SysProcAttr{Setsid: true}
-		if err := cmd.Start(); err != nil {
-			return "", nil, fmt.Errorf("start %s: %w", argv[0], err)
-		}
-		end := func() error {
-			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-			_ = cmd.Wait()
-			return nil
-		}
-		return "http://" + addr, end, nil
-	}}
-}
-
-// touch reads every file of a folder once, so that the page cache holds it.
-func touch(dir string) error {
-	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		_, err = io.Copy(io.Discard, f)
-		return err
-	})
-}
-
-// needBytecode refuses a runtime whose sources have no compiled bytecode: every
-// plain start would recompile 20,000 files and the comparison would flatter us.
-func needBytecode(python string) error {
-	found, _ := filepath.Glob(filepath.Join(filepath.Dir(python), "../lib/python3*/site-packages/vllm/__pycache__/*.pyc"))
-	if len(found) == 0 {
-		return errors.New("check runtime: vLLM has no compiled bytecode, so a plain start would look slower than it is; run `warmd runtime check NAME --fix`")
+// benchRuntime reads the manifest of the runtime, which lies on this host.
+func (c *call) benchRuntime() (bench.Runtime, error) {
+	root := cmp.Or(c.flags.String("runtimes"), c.Getenv("WARMD_RUNTIMES"))
+	if root == "" {
+		return bench.Runtime{}, usagef("--runtimes is needed: the folder that `warmd runtime ls` names")
 	}
-	return nil
+	name := c.flags.String("runtime")
+	if name == "" {
+		found, _ := filepath.Glob(filepath.Join(root, "*", "runtime.json"))
+		if len(found) != 1 {
+			return bench.Runtime{}, usagef("--runtime is needed: %s holds %d runtimes", root, len(found))
+		}
+		name = filepath.Base(filepath.Dir(found[0]))
+	}
+	return bench.LoadRuntime(root, name)
 }
 
-func summarise(arms []arm, all []sample) []summary {
-	var out []summary
-	for _, a := range arms {
-		var secs []float64
-		for _, s := range all {
-			if s.Arm == a.name && !s.Discarded {
-				secs = append(secs, s.Seconds)
+// printGrids prints tables, what they are about and what must be known with them.
+func (c *call) printGrids(grids []bench.Grid, about, warnings []string) {
+	for i, g := range grids {
+		t := newTable()
+		for j, h := range g.Head {
+			if j > 0 {
+				t.right[j] = true
 			}
+			t.head = append(t.head, h)
 		}
-		if len(secs) == 0 {
+		for _, r := range g.Rows {
+			t.add(slices.Clone(r)...)
+		}
+		if i > 0 {
+			fmt.Fprintln(c.Out)
+		}
+		if c.format == "markdown" {
+			fmt.Fprintf(c.Out, "### %s\n\n", g.Title)
+			t.markdown(c.Out)
 			continue
 		}
-		slices.Sort(secs)
-		s := summary{Arm: a.name, N: len(secs), P50: quantile(secs, .5), P95: quantile(secs, .95), Min: secs[0], Max: secs[len(secs)-1]}
-		out = append(out, s)
+		fmt.Fprintln(c.Out, g.Title)
+		t.write(c.Out, "  ")
 	}
-	for i := range out {
-		out[i].Ratio = out[0].P50 / out[i].P50
+	bullet := ""
+	if c.format == "markdown" {
+		bullet = "- "
 	}
-	return out
-}
-
-// quantile is the nearest-rank quantile of sorted values.
-func quantile(sorted []float64, q float64) float64 {
-	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
-}
-
-func load1() (l float64) {
-	b, _ := os.ReadFile("/proc/loadavg")
-	_, _ = fmt.Sscan(string(b), &l)
-	return l
+	fmt.Fprintln(c.Out)
+	for _, line := range about {
+		fmt.Fprintf(c.Out, "%s%s\n", bullet, printable(line))
+	}
+	for _, line := range warnings {
+		fmt.Fprintf(c.Out, "%swarning: %s\n", bullet, printable(line))
+	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/http/httptrace"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -22,7 +23,9 @@ type command struct {
 	// complete says what its positionals are: placements, nodes, placements+nodes,
 	// dirs, or a list of words.
 	complete string
-	hidden   bool
+	// formats are what -o takes besides table and json.
+	formats []string
+	hidden  bool
 	// raw hands everything behind the name to the command as it stands.
 	raw bool
 	run func(*call) error
@@ -83,13 +86,11 @@ func (c *command) forCLI(con console) *cli.Command {
 			k := &call{console: con, flags: flags, args: flags.Args().Slice()}
 			k.ctx = k.watch(flags.Context)
 			defer k.close()
-			switch out := flags.String("output"); out {
-			case "json":
-				k.json = true
-			case "table":
-			default:
-				return usagef("-o %q must be table or json", out)
+			known := append([]string{"table", "json"}, c.formats...)
+			if k.format = flags.String("output"); !slices.Contains(known, k.format) {
+				return usagef("-o %q must be %s or %s", k.format, strings.Join(known[:len(known)-1], ", "), known[len(known)-1])
 			}
+			k.json = k.format == "json"
 			return c.run(k)
 		},
 	}
@@ -101,8 +102,10 @@ type call struct {
 	ctx   context.Context
 	flags *cli.Context
 	args  []string
-	json  bool
-	conns []interface{ Close() }
+	// format is what -o says; json that it is json.
+	format string
+	json   bool
+	conns  []interface{ Close() }
 	// answered says whether the server that was asked last has answered at all.
 	answered atomic.Bool
 	// remarks are what a server said about its answer, see remarks.go.

@@ -53,6 +53,14 @@ func TestMain(m *testing.M) {
 	})
 }
 
+// testdata is the absolute name of a file in testdata: scripts run elsewhere.
+func testdata(t *testing.T, name string) string {
+	t.Helper()
+	file, err := filepath.Abs(filepath.Join("testdata", name))
+	require.NoError(t, err)
+	return file
+}
+
 // TestScripts runs testdata/script: each file is a story with the exact output
 // and exit code of every command line in it.
 func TestScripts(t *testing.T) {
@@ -65,6 +73,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("AGENT", "unix://"+f.agentSocket)
 			env.Setenv("DOWN", "unix:///nowhere/coordinator.sock")
 			env.Setenv("LANG", "C.UTF-8")
+			env.Setenv("REPORT", testdata(t, "bench/report.json"))
+			env.Setenv("TORN", testdata(t, "bench/torn.json"))
 			env.Setenv("GORACE", os.Getenv("GORACE"))
 			return nil
 		},

@@ -97,6 +97,25 @@ func runPlace(c *call) error {
 	return nil
 }
 
+// envPairs reads --env; nil when it was not given.
+func envPairs(list []string) (map[string]string, error) {
+	var env map[string]string
+	for _, kv := range list {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok {
+			return nil, usagef("--env %q must be K=V", kv)
+		}
+		if _, twice := env[k]; twice {
+			return nil, usagef("--env %s is given twice", k)
+		}
+		if env == nil {
+			env = map[string]string{}
+		}
+		env[k] = v
+	}
+	return env, nil
+}
+
 // placeRequest makes the request of the flags.
 func placeRequest(c *call) (placement.Request, error) {
 	f := c.flags
@@ -117,18 +136,9 @@ func placeRequest(c *call) (placement.Request, error) {
 		}
 		r.Model = abs
 	}
-	for _, kv := range f.StringSlice("env") {
-		k, v, ok := strings.Cut(kv, "=")
-		if !ok {
-			return r, usagef("--env %q must be K=V", kv)
-		}
-		if _, twice := r.Env[k]; twice {
-			return r, usagef("--env %s is given twice", k)
-		}
-		if r.Env == nil {
-			r.Env = map[string]string{}
-		}
-		r.Env[k] = v
+	var err error
+	if r.Env, err = envPairs(f.StringSlice("env")); err != nil {
+		return r, err
 	}
 	if s := f.String("memory"); s != "" {
 		n, err := parseSize(s)

@@ -65,6 +65,27 @@ func (t *table) write(w io.Writer, indent string) {
 	}
 }
 
+// markdown prints the table for a document.
+func (t *table) markdown(w io.Writer) {
+	line := func(cells []string) {
+		for _, c := range cells {
+			fmt.Fprintf(w, "| %s ", strings.ReplaceAll(c, "|", "\\|"))
+		}
+		fmt.Fprintln(w, "|")
+	}
+	line(t.head)
+	rule := make([]string, len(t.head))
+	for i := range rule {
+		if rule[i] = "---"; t.right[i] {
+			rule[i] = "---:"
+		}
+	}
+	line(rule)
+	for _, row := range t.rows {
+		line(row)
+	}
+}
+
 // fields prints name and value pairs under each other; empty values are left out.
 func fields(w io.Writer, indent string, pairs ...string) {
 	width := 0

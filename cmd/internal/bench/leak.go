@@ -1,0 +1,234 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	agentapi "warmd/agent/api"
+	"warmd/placement"
+)
+
+// Footprint is what an agent, its zygotes and their workers hold of a host.
+type Footprint struct {
+	Processes  int   `json:"processes"`
+	AgentFDs   int   `json:"agent_fds"`
+	ZygoteFDs  int   `json:"zygote_fds"`
+	AgentRSS   int64 `json:"agent_rss_bytes"`
+	ZygoteRSS  int64 `json:"zygote_rss_bytes"`
+	DeviceFree int64 `json:"device_free_bytes"`
+	// Shared are the segments in /dev/shm of the users that run them, Sockets the socket
+	// files below the run folder.
+	Shared  []string `json:"shared_memory"`
+	Sockets []string `json:"sockets"`
+
+	quarantined int
+}
+
+// watch looks at the processes of a node, which is this host.
+type watch struct {
+	agent *agentapi.Client
+	// sessions are those of every worker that was seen: a process that is left over may
+	// have lost its parents, and keeps its session.
+	sessions map[int]bool
+	// patience bounds the wait for what is still being cleaned up: connections of our
+	// own that idle, a fork under way.
+	patience time.Duration
+}
+
+// here refuses an agent whose processes are not on this host, or not ours to look at:
+// a leak that is not seen is not there.
+func here(n agentapi.NodeStatus) error {
+	_, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.PID))
+	_, gone := os.Stat(n.RunDir)
+	switch {
+	case n.PID == 0 || errors.Is(err, fs.ErrNotExist) || gone != nil:
+		return placement.Errorf(placement.CodeBadRequest, "find the agent of %s: it is not a process of this host, or it is an older warmd", n.Capacity.Node).
+			WithHint("run this on the node itself; --agent names its socket")
+	case err != nil:
+		return placement.Errorf(placement.CodeForbidden, "look at the agent of %s: %v", n.Capacity.Node, err).
+			WithHint("run this as root, or as the user that runs the agent")
+	}
+	return nil
+}
+
+// see remembers the sessions of the workers that live now.
+func (w *watch) see(ctx context.Context) error {
+	n, err := w.agent.Node(ctx)
+	if err != nil {
+		return fmt.Errorf("look at workers: %w", err)
+	}
+	for _, k := range n.Workers {
+		for _, pid := range []int{k.EnginePID, k.APIPID} {
+			if p, ok := readProcess(pid); ok {
+				w.sessions[p.session] = true
+			}
+		}
+	}
+	return nil
+}
+
+// settled takes a footprint when nothing moves any more. With one to compare with, it
+// waits until nothing is left over, or w.patience is over.
+func (w *watch) settled(ctx context.Context, before *Footprint) (Footprint, error) {
+	var last Footprint
+	for begin, first := time.Now(), true; ; first = false {
+		now, err := w.footprint(ctx)
+		if err != nil {
+			return now, err
+		}
+		still := !first && now.Processes == last.Processes && now.AgentFDs == last.AgentFDs && now.ZygoteFDs == last.ZygoteFDs && len(now.Sockets) == len(last.Sockets)
+		if late := time.Since(begin) > w.patience; late || (still && (before == nil || len(leaks(*before, now)) == 0)) {
+			return now, nil
+		}
+		last = now
+		if !pause(ctx, 500*time.Millisecond) {
+			return now, ctx.Err()
+		}
+	}
+}
+
+func (w *watch) footprint(ctx context.Context) (Footprint, error) {
+	n, err := w.agent.Node(ctx)
+	if err != nil {
+		return Footprint{}, fmt.Errorf("look at the node: %w", err)
+	}
+	f := Footprint{AgentFDs: fds(n.PID), AgentRSS: resident(n.PID), Shared: []string{}, Sockets: sockets(n.RunDir)}
+	roots, users := []int{n.PID}, map[uint32]bool{owner(n.PID): true}
+	for _, z := range n.Zygotes {
+		f.ZygoteFDs += fds(z.PID)
+		f.ZygoteRSS += resident(z.PID)
+		roots, users[owner(z.PID)] = append(roots, z.PID), true
+	}
+	for _, d := range n.Capacity.Devices {
+		f.DeviceFree += d.FreeBytes
+		f.quarantined += d.Quarantined
+	}
+	f.Processes = w.count(roots)
+	entries, _ := os.ReadDir("/dev/shm")
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil {
+			if st, ok := fi.Sys().(*syscall.Stat_t); ok && users[st.Uid] {
+				f.Shared = append(f.Shared, e.Name())
+			}
+		}
+	}
+	return f, nil
+}
+
+// count counts the processes that descend from one of the roots or are of a session
+// that a worker had, the roots included.
+func (w *watch) count(roots []int) int {
+	all := map[int]process{}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil && pid != os.Getpid() {
+			if p, ok := readProcess(pid); ok {
+				all[pid] = p
+			}
+		}
+	}
+	n := 0
+	for pid, p := range all {
+		ours := w.sessions[p.session]
+		for at, hops := pid, 0; !ours && at > 1 && hops < 64; hops++ {
+			ours = slices.Contains(roots, at)
+			at = all[at].parent
+		}
+		if ours {
+			n++
+		}
+	}
+	return n
+}
+
+type process struct{ parent, session int }
+
+// readProcess is false for what is gone, or dead and only not waited for yet.
+func readProcess(pid int) (p process, ok bool) {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	f := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
+	if err != nil || len(f) < 4 || f[0] == "Z" {
+		return p, false
+	}
+	p.parent, _ = strconv.Atoi(f[1])
+	p.session, _ = strconv.Atoi(f[3])
+	return p, true
+}
+
+func fds(pid int) int {
+	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	return len(entries)
+}
+
+func resident(pid int) int64 {
+	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	f := strings.Fields(string(raw))
+	if len(f) < 2 {
+		return 0
+	}
+	n, _ := strconv.ParseInt(f[1], 10, 64)
+	return n * int64(os.Getpagesize())
+}
+
+func owner(pid int) uint32 {
+	var st syscall.Stat_t
+	if syscall.Stat(fmt.Sprintf("/proc/%d", pid), &st) != nil {
+		return ^uint32(0)
+	}
+	return st.Uid
+}
+
+func sockets(dir string) []string {
+	out := []string{}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type()&fs.ModeSocket != 0 {
+			rel, _ := filepath.Rel(dir, path)
+			out = append(out, rel)
+		}
+		return nil
+	})
+	return out
+}
+
+// rssGrowth is how much agent and zygotes may grow.
+const rssGrowth = 0.05
+
+// leaks says what is there after and was not before, empty when it is all right.
+func leaks(before, after Footprint) (out []string) {
+	count := func(what string, was, is int) {
+		if is > was {
+			out = append(out, fmt.Sprintf("%d more %s than before", is-was, what))
+		}
+	}
+	count("processes", before.Processes, after.Processes)
+	count("open files in the agent", before.AgentFDs, after.AgentFDs)
+	count("open files in zygotes", before.ZygoteFDs, after.ZygoteFDs)
+	count("shared memory segments", len(before.Shared), len(after.Shared))
+	count("socket files", len(before.Sockets), len(after.Sockets))
+	count("slots in quarantine", before.quarantined, after.quarantined)
+	for _, m := range []struct {
+		what    string
+		was, is int64
+	}{{"the agent", before.AgentRSS, after.AgentRSS}, {"the zygotes", before.ZygoteRSS, after.ZygoteRSS}} {
+		if g := growth(m.was, m.is); g > rssGrowth {
+			out = append(out, fmt.Sprintf("resident memory of %s grew by %.1f %%", m.what, g*100))
+		}
+	}
+	return out
+}
+
+func growth(was, is int64) float64 {
+	if was == 0 {
+		return 0
+	}
+	return float64(is)/float64(was) - 1
+}

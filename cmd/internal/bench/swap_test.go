@@ -1,0 +1,162 @@
+package bench
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	agentapi "warmd/agent/api"
+	coordapi "warmd/coordinator/api"
+	"warmd/placement"
+)
+
+// fleet is a coordinator and an agent whose processes are this test's.
+type fleet struct {
+	mu       sync.Mutex
+	placed   map[string]placement.Placement
+	order    []string // what was asked, as verb and model
+	node     agentapi.NodeStatus
+	onDelete func()
+	engines  map[string]string // model -> URL
+	texts    map[string]string
+}
+
+func newFleet(t *testing.T) (*fleet, *coordapi.Client, *agentapi.Client) {
+	t.Helper()
+	f := &fleet{placed: map[string]placement.Placement{}, engines: map[string]string{}, texts: map[string]string{}}
+	f.node = agentapi.NodeStatus{
+		PID: os.Getpid(), RunDir: t.TempDir(), Zygotes: []agentapi.Zygote{{Runtime: "rt", Generation: 1, PID: os.Getpid()}},
+		Capacity: placement.Capacity{
+			Node: "n1", Runtimes: []placement.Runtime{{Name: "rt", Kind: "vllm"}},
+			Devices: []placement.Device{{ID: "cpu-0", Slots: 1, Free: 1, FreeBytes: 1 << 30, Warm: map[string]int{"rt": 1}}},
+		},
+	}
+	for _, m := range []string{"a", "b"} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			f.mu.Lock()
+			text := "I am " + m + f.texts[m]
+			f.mu.Unlock()
+			serveEngine(w, q, text)
+		}))
+		t.Cleanup(srv.Close)
+		f.engines[m] = srv.URL
+	}
+	mux := http.NewServeMux()
+	answer := func(pattern string, do func(q *http.Request) any) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, q *http.Request) {
+			f.mu.Lock()
+			v := do(q)
+			f.mu.Unlock()
+			if err, ok := v.(error); ok {
+				agentapi.WriteError(w, err)
+				return
+			}
+			agentapi.WriteJSON(w, 200, v)
+		})
+	}
+	mux.HandleFunc("POST /v1/placements", func(w http.ResponseWriter, q *http.Request) {
+		var r placement.Request
+		if err := agentapi.ReadJSON(w, q, &r); err != nil {
+			agentapi.WriteError(w, err)
+			return
+		}
+		f.mu.Lock()
+		p := placement.Placement{ID: fmt.Sprintf("p-%d", len(f.order)), Request: r, State: placement.Loading, Node: r.Node, Runtime: "rt", Tier: placement.TierWarm, Endpoint: f.engines[r.Name]}
+		f.placed[p.ID] = p
+		f.order = append(f.order, "place "+r.Name)
+		f.mu.Unlock()
+		_ = agentapi.NewLines(w, 200).Write(placement.Progress{Event: placement.EventAccepted, Placement: &p})
+	})
+	answer("GET /v1/placements/{id}", func(q *http.Request) any { return f.placed[q.PathValue("id")] })
+	answer("GET /v1/placements/{id}/trace", func(*http.Request) any {
+		return placement.Trace{Phases: []placement.Phase{{Name: phaseFork, Proc: "zygote", Start: -1, Duration: 0.5, Before: true}, {Name: phaseFork, Proc: "zygote", Start: 0, Duration: 0.25}}}
+	})
+	answer("DELETE /v1/placements/{id}", func(q *http.Request) any {
+		p := f.placed[q.PathValue("id")]
+		p.State = placement.Released
+		f.order = append(f.order, "release "+p.Request.Name)
+		if f.onDelete != nil {
+			f.onDelete()
+		}
+		return p
+	})
+	answer("GET /v1/capacity", func(*http.Request) any {
+		return placement.Fleet{Nodes: []placement.NodeView{{Alive: true, Capacity: f.node.Capacity}}}
+	})
+	answer("GET /v1/node", func(*http.Request) any { return f.node })
+	srv := httptest.NewServer(mux)
+	t.Cleanup(srv.Close)
+	c, err := coordapi.NewClient(srv.URL, nil)
+	require.NoError(t, err)
+	a, err := agentapi.NewClient(srv.URL, nil)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close(); a.Close() })
+	return f, c, a
+}
+
+func script(c *coordapi.Client, a *agentapi.Client, swaps int) Swaps {
+	return Swaps{Coordinator: c, Agent: a, Models: []string{"/models/a", "/models/b"}, Swaps: swaps, Request: placement.Request{Runtime: "rt"}, Report: func(Swap) {}}
+}
+
+func TestModelsTakeTurnsInOneSlot(t *testing.T) {
+	f, c, a := newFleet(t)
+	rep, err := script(c, a, 3).Run(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []string{
+		"place a", "release a", "place b", "release b", // not counted
+		"place a", "release a", "place b", "release b", "place a", "release a", "place b", "release b",
+	}, f.order)
+	require.Len(t, rep.Swaps, 3)
+	for _, s := range rep.Swaps {
+		assert.InDelta(t, s.Seconds, s.Release+s.Accept+s.Token, 1e-6, "one clock")
+		assert.InDelta(t, 0.25, s.Forked, 1e-9, "only what the request waited for")
+	}
+	assert.Equal(t, "a", rep.Swaps[0].From)
+	assert.Equal(t, "b", rep.Swaps[0].To)
+	assert.Equal(t, Pool{Warm: 3, Forked: 3, P50: 0.25, Max: 0.25}, rep.Pool)
+	assert.Equal(t, "n1", f.placed["p-0"].Request.Node, "pinned to the node whose processes are counted")
+	grids := rep.Grids()
+	require.Len(t, grids, 3)
+	assert.Equal(t, "all", grids[0].Rows[2][0])
+}
+
+func TestWhatEachReleaseLeavesBehindIsFound(t *testing.T) {
+	f, c, a := newFleet(t)
+	n := 0
+	f.onDelete = func() {
+		if n++; n > 2 { // after what is not counted
+			f.node.Capacity.Devices[0].Quarantined = 1
+		}
+	}
+	s := script(c, a, 1)
+	s.Patience = time.Second
+	begin := time.Now()
+	rep, err := s.Run(t.Context())
+	require.NoError(t, err)
+	assert.Contains(t, rep.Leaks, "1 more slots in quarantine than before")
+	assert.Greater(t, time.Since(begin), s.Patience, "it is given time to be cleaned up")
+}
+
+func TestAModelThatAnswersOtherwiseLaterIsAnError(t *testing.T) {
+	f, c, a := newFleet(t)
+	f.onDelete = func() { f.texts["a"] = ", or not" }
+	_, err := script(c, a, 2).Run(t.Context())
+	require.ErrorContains(t, err, `it answers "I am a, or not", and answered "I am a" before`)
+}
+
+func TestAnAgentOfAnotherHostIsRefused(t *testing.T) {
+	f, c, a := newFleet(t)
+	f.node.PID = 1 << 30
+	_, err := script(c, a, 1).Run(t.Context())
+	require.ErrorContains(t, err, "it is not a process of this host")
+	f.node.PID = 0
+	_, err = script(c, a, 1).Run(t.Context())
+	require.ErrorContains(t, err, "older warmd")
+}
