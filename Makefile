@@ -39,7 +39,8 @@ packages: $(NFPM) ## build the .deb and .rpm of warmd and warmctl in dist/
 	@rm -rf dist && VERSION='$(VERSION)' NFPM='$(NFPM)' packaging/build.sh dist
 
 packages-check: packages ## look at what is in them, and build them again in another folder: the same bytes
-	@for t in lintian rpm shellcheck; do command -v $$t >/dev/null || apt-get install -qy --no-install-recommends $$t; done
+	@command -v lintian rpm shellcheck | wc -l | grep -qx 3 || \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install lintian rpm shellcheck; }
 	WARMD_TEST_PACKAGES='$(CURDIR)/dist' NFPM='$(NFPM)' VERSION='$(VERSION)' go test -count=1 -v ./packaging
 
 demo: build ## place a model cold and warm on real vLLM, print tokens and the comparison
@@ -60,8 +61,8 @@ check: $(LINT) $(PYTOOLS)/ok ## the fast inner loop: format, vet, lint, unit tes
 	@$(PYTOOLS)/bin/ruff check -q --isolated --select E9,F,W,B --ignore B904,B905 --target-version py310 agent/runtime/vllm
 	@go test -short ./...
 
-test: build $(PYTOOLS)/ok runtimes ## every test: Go with -race, Python, golden files, real etcd, real vLLM
-	@$(MAKE) --no-print-directory test-go test-python test-real
+test: build $(PYTOOLS)/ok runtimes ## every test: Go with -race, Python, golden files, packages, real etcd, real vLLM
+	@$(MAKE) --no-print-directory test-go test-python packages-check test-real
 
 test-go: ## Go tests with -race, real etcd, engines of kind exec
 	go test -race -count=1 -timeout 15m -p 1 -skip RealVLLM ./...
