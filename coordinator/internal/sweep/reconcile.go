@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,7 +29,7 @@ type nodeMemory struct {
 
 // reconcile compares what nodes hold with what records say. A node is asked when it
 // is new to this leader, when its agent has restarted, when it was away and is back,
-// and every Reconcile.
+// when its own word lacks a placement that a record calls ready, and every Reconcile.
 func (t *term) reconcile(ctx context.Context, records []store.Record, fleet placement.Fleet) error {
 	byNode := map[string][]store.Record{}
 	byID := make(map[string]store.Record, len(records))
@@ -53,7 +54,7 @@ func (t *term) reconcile(ctx context.Context, records []store.Record, fleet plac
 		if !n.Alive && n.Status != "suspect" { // one that a call did not reach may answer the next
 			continue
 		}
-		if m.epoch == n.Epoch && time.Since(m.asked) < t.cfg.Reconcile {
+		if m.epoch == n.Epoch && time.Since(m.asked) < t.cfg.Reconcile && !lacks(n, byNode[n.Node]) {
 			continue
 		}
 		g.Go(func() error {
@@ -78,6 +79,22 @@ func (t *term) reconcile(ctx context.Context, records []store.Record, fleet plac
 		return true
 	})
 	return errors.Join(errs...)
+}
+
+// lacks says whether a node's exact word about itself misses a ready placement: its
+// engine has died, most likely. The word alone ends nothing; it may be older than the
+// record.
+func lacks(n placement.NodeView, ready []store.Record) bool {
+	if n.Summary {
+		return false // it names none
+	}
+	has := map[string]bool{}
+	for _, d := range n.Devices {
+		for _, id := range d.Placements {
+			has[id] = true
+		}
+	}
+	return slices.ContainsFunc(ready, func(r store.Record) bool { return !has[r.ID] })
 }
 
 // compare asks one node. The records were read before the node was asked: what they

@@ -251,6 +251,18 @@ func TestAReadyPlacementWhoseEngineDiedFailsWithTheAgentsReason(t *testing.T) {
 	})
 }
 
+// People look at `warmctl ps` when a model does not answer: it must not say ready then.
+func TestAnEngineThatDiedIsKnownWithTheNodesNextWord(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.serve("p-1", "n1", 1)
+		r.lead()
+		time.Sleep(time.Minute)
+		r.nodes.Agents["n1"].Kill("p-1")
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, placement.Failed, r.state("p-1").State)
+	}, func(c *Config) { c.Every, c.Reconcile = time.Second, 10*time.Minute })
+}
+
 func TestAReadyPlacementReleasedOnItsNodeIsReleased(t *testing.T) {
 	bubble(t, func(r *rig) {
 		r.serve("p-1", "n1", 1)
