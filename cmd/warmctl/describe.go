@@ -78,12 +78,17 @@ func (c *call) describePlacement(p placement.Placement) {
 	if traceID != "" {
 		traceID += " (warmctl trace " + p.ID + ")"
 	}
+	journal := ""
+	if p.Node != "" { // the agent's lines and the engine's, on that node
+		journal = "journalctl WARMD_PLACEMENT=" + p.ID
+	}
 	fields(c.Out, "  ",
 		"state", string(p.State), "reason", p.Reason, "try", p.Hint,
 		"name", r.ServedName(), "model", r.Model, "endpoint", p.Endpoint,
 		"node", p.Node, "device", device, "runtime", p.Runtime, "start", start,
 		"attempt", fmt.Sprintf("%d of %d", p.Attempt, placement.MaxAttempts),
-		"created", c.stamp(p.Created), "updated", c.stamp(p.Updated), "trace", traceID)
+		"created", c.stamp(p.Created), "updated", c.stamp(p.Updated), "trace", traceID,
+		"journal", journal)
 	fmt.Fprintln(c.Out, "asked for")
 	memory := ""
 	if r.MemoryBytes > 0 {
