@@ -3,6 +3,8 @@ package nspawn
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -47,19 +49,16 @@ func (c *certificates) etcdClient() *tls.Config {
 	return &tls.Config{RootCAs: c.etcd, Certificates: []tls.Certificate{c.byRole["etcd"]}}
 }
 
-const inPKI = "cd /root/pki && warmctl pki "
-
 // issueCertificates makes two CAs and gives every host what it needs.
 func issueCertificates(t *testing.T, hosts []*host.Host) *certificates {
 	t.Helper()
 	c := &certificates{desk: hosts[0]}
-	c.desk.Run(t, "install -d -m 700 /root/pki")
-	c.desk.Run(t, inPKI+"init .")
+	c.desk.Run(t, "warmctl pki init /root/pki")
 	c.issue(t, hosts, "")
-	for _, h := range hosts {
+	each(t, hosts, func(h *host.Host) {
 		c.sendCA(t, h)
 		c.send(t, h)
-	}
+	})
 	c.load(t)
 	return c
 }
@@ -67,48 +66,60 @@ func issueCertificates(t *testing.T, hosts []*host.Host) *certificates {
 // issue makes everybody's certificates.
 func (c *certificates) issue(t testing.TB, hosts []*host.Host, flags string) {
 	t.Helper()
+	var script strings.Builder
 	for _, h := range hosts {
 		at := " --dir . --address " + h.Addr + " --address " + h.Name + flags
-		c.desk.Run(t, inPKI+"issue agent "+h.Name+at)
-		c.desk.Run(t, inPKI+"issue coordinator "+h.Name+"-coordinator"+at)
-		c.desk.Run(t, inPKI+"issue etcd "+h.Name+at+" --address 127.0.0.1")
+		fmt.Fprintf(&script, "warmctl pki issue agent %s%s && warmctl pki issue coordinator %s-coordinator%s && warmctl pki issue etcd %s%s --address 127.0.0.1 && ",
+			h.Name, at, h.Name, at, h.Name, at)
 	}
 	for _, role := range []string{"read", "place", "admin", "etcd"} {
-		c.desk.Run(t, inPKI+"issue "+role+" test --dir ."+flags)
+		fmt.Fprintf(&script, "warmctl pki issue %s test --dir .%s && ", role, flags)
 	}
+	c.desk.Run(t, "cd /root/pki && "+script.String()+"true")
 }
 
 // sendCA brings the CAs to a host.
 func (c *certificates) sendCA(t testing.TB, h *host.Host) {
 	t.Helper()
-	c.copy(t, h, "ca.crt", "/etc/warmd/tls/ca.crt", "root")
-	c.copy(t, h, "etcd-ca.crt", "/etc/warmd/tls/etcd-ca.crt", "root")
-	c.copy(t, h, "etcd-ca.crt", etcdCA, "root")
+	c.bring(t, h, []delivery{
+		{"ca.crt", "/etc/warmd/tls/ca.crt", "root"}, {"etcd-ca.crt", "/etc/warmd/tls/etcd-ca.crt", "root"}, {"etcd-ca.crt", etcdCA, "root"},
+	})
 }
 
 // send brings a host its certificates and keys.
 func (c *certificates) send(t testing.TB, h *host.Host) {
 	t.Helper()
-	for _, f := range []struct{ from, to, group string }{
+	var all []delivery
+	for _, d := range []delivery{
 		{"agent-" + h.Name, "/etc/warmd/tls/agent", "warmd"},
 		{"coordinator-" + h.Name + "-coordinator", "/etc/warmd/tls/coordinator", "warmd-coordinator"},
 		{"coordinator-" + h.Name + "-coordinator-etcd", "/etc/warmd/tls/etcd", "warmd-coordinator"},
 		{"etcd-" + h.Name, "/etc/etcd-tls/member", "root"},
 	} {
-		c.copy(t, h, f.from+".crt", f.to+".crt", "root")
-		c.copy(t, h, f.from+".key", f.to+".key", f.group)
+		all = append(all, delivery{d.from + ".crt", d.to + ".crt", d.group}, delivery{d.from + ".key", d.to + ".key", d.group})
 	}
+	c.bring(t, h, all)
 }
 
-// copy replaces a file on a host whole, as anybody should.
-func (c *certificates) copy(t testing.TB, h *host.Host, from, to, group string) {
+// delivery is a file of the desk that belongs somewhere on a host, readable for a group.
+type delivery struct{ from, to, group string }
+
+// bring replaces files on a host, each whole, as anybody should.
+func (c *certificates) bring(t testing.TB, h *host.Host, all []delivery) {
 	t.Helper()
-	h.Write(t, to+".new", c.desk.Run(t, "cat /root/pki/"+from)+"\n", 0o640)
-	mode := "640"
-	if group == "root" {
-		mode = "644"
+	var read, write strings.Builder
+	for _, d := range all {
+		fmt.Fprintf(&read, "cat /root/pki/%s && echo ===== && ", d.from)
 	}
-	h.Run(t, "chown root:"+group+" "+to+".new && chmod "+mode+" "+to+".new && mv "+to+".new "+to)
+	for i, content := range strings.Split(c.desk.Run(t, read.String()+"true"), "=====")[:len(all)] {
+		mode := "640"
+		if all[i].group == "root" {
+			mode = "644"
+		}
+		to := all[i].to
+		fmt.Fprintf(&write, "install -D -m %s -g %s /dev/stdin %s.new <<'END' && mv %s.new %s || exit\n%sEND\n", mode, all[i].group, to, to, to, strings.TrimLeft(content, "\n"))
+	}
+	h.Run(t, write.String())
 }
 
 // load reads what the test itself needs.

@@ -44,9 +44,7 @@ func startEtcd(t testing.TB, hosts []*host.Host, program string, certs *certific
 	t.Helper()
 	c := &etcdCluster{hosts: hosts, certs: certs}
 	if program != debianEtcd {
-		for _, h := range hosts {
-			h.Copy(t, program, "/usr/local/bin/etcd", 0o755)
-		}
+		each(t, hosts, func(h *host.Host) { h.Copy(t, program, "/usr/local/bin/etcd", 0o755) })
 		program = "/usr/local/bin/etcd"
 	}
 	scheme, flags := "http", ""

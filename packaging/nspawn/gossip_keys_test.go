@@ -19,11 +19,11 @@ func newGossipKey() string {
 // encrypts, all decrypt. Two users read it, so there are two files.
 func writeGossipKeys(t *testing.T, hosts []*host.Host, keys ...string) {
 	t.Helper()
-	for _, h := range hosts {
-		for file, group := range map[string]string{"agent": "warmd", "coordinator": "warmd-coordinator"} {
-			path := "/etc/warmd/gossip-" + file + ".keys"
-			h.Write(t, path, strings.Join(keys, "\n")+"\n", 0o640)
-			h.Run(t, "chgrp "+group+" "+path)
-		}
-	}
+	each(t, hosts, func(h *host.Host) {
+		h.Run(t, `for who in agent:warmd coordinator:warmd-coordinator; do
+  install -m 640 -g ${who#*:} /dev/stdin /etc/warmd/gossip-${who%:*}.keys.new <<END && mv /etc/warmd/gossip-${who%:*}.keys.new /etc/warmd/gossip-${who%:*}.keys || exit
+`+strings.Join(keys, "\n")+`
+END
+done`)
+	})
 }

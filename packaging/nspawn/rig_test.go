@@ -102,7 +102,7 @@ func makeFleet(t *testing.T, hosts []*host.Host, more func(*host.Host)) *fleet {
 }
 
 // each does something on all hosts at once.
-func each(t *testing.T, hosts []*host.Host, do func(*host.Host)) {
+func each(t testing.TB, hosts []*host.Host, do func(*host.Host)) {
 	t.Helper()
 	var wg sync.WaitGroup
 	for _, h := range hosts {
