@@ -11,8 +11,8 @@ import (
 )
 
 // trackerTime is what Python's resource tracker gets to unlink a dead worker's
-// shared memory and end by itself.
-const trackerTime = time.Second
+// shared memory and end by itself, once all others are gone: that is when it begins.
+const trackerTime = 2 * time.Second
 
 // reap kills every process of the worker and posts when each is proven gone. It
 // never gives up: a slot whose old worker may still hold the device is not free.
@@ -28,18 +28,24 @@ func (w *Worker) reap(ctx context.Context, roots []Proc, group string) {
 // extinguish kills roots and all that belongs to their sessions and cgroups, until a
 // look at the process table finds none of them. False when ctx ended first.
 func (r *Runtime) extinguish(ctx context.Context, gen int, roots []Proc, groups ...string) bool {
-	began := time.Now()
+	var alone time.Time     // since when trackers are all that is left
 	seen := map[Proc]bool{} // descendants keep their names when their parents are gone
 	for round := 0; ; round++ {
 		left := remaining(roots, groups, seen)
 		if len(left) == 0 {
 			return true
 		}
+		due := slices.DeleteFunc(slices.Clone(left), isTracker)
+		switch {
+		case len(due) > 0:
+			alone = time.Time{}
+		case alone.IsZero():
+			alone = time.Now()
+		case time.Since(alone) > trackerTime:
+			due = left
+		}
 		var kills sync.WaitGroup // at once: a zygote that hangs must not cost its timeout per process
-		for _, p := range left {
-			if isTracker(p) && time.Since(began) < trackerTime {
-				continue
-			}
+		for _, p := range due {
 			kills.Go(func() {
 				if err := r.signal(ctx, gen, p, syscall.SIGKILL); err != nil && !errors.Is(err, ErrGone) && round%20 == 0 {
 					r.log.Error("process cannot be killed yet", "process", p, "err", err)
