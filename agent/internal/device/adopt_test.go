@@ -35,6 +35,39 @@ func (w *world) relic(id string, change func(*Record)) Claim {
 
 func loading(r *Record) { r.Placement.State = placement.Loading }
 
+// heard is a trace that tells what it is told.
+type heard struct {
+	noTrace
+	said chan string
+}
+
+func (h heard) Phase(name, _ string, _ time.Time, _ time.Duration) { h.said <- name }
+func (h heard) Ready(time.Time)                                    { h.said <- "ready" }
+
+func TestTheTraceOfAnAdoptedStartGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		trace, asked := heard{said: make(chan string, 16)}, []string{}
+		w.d.cfg.Resume = func(id string) Trace {
+			asked = append(asked, id)
+			return trace
+		}
+		served := w.relic("served", nil)
+		w.d.AdoptPlacement(served, w.vllm.add("old", "serving"), nil)
+		w.d.AdoptPlacement(w.relic("p", func(r *Record) { loading(r); r.WorkerRecord = nil; r.Placement.Worker = "" }), nil, nil)
+		w.start()
+		require.Equal(t, []string{"p"}, asked, "one that was ready has ended")
+		last := ""
+		for said := range trace.said {
+			if said == "ready" {
+				break
+			}
+			last = said
+		}
+		require.Equal(t, "first token", last)
+	})
+}
+
 func TestServingWorkersAreAdopted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)

@@ -48,14 +48,17 @@ type history struct {
 	writes   atomic.Int64
 }
 
-// item is one file. One that cannot be read has no trace, but counts.
+// item is one file: what it is looked up by. The trace itself stays on the disk, or
+// hundreds of them would be a tenth of the agent's memory. One that cannot be read is
+// nobody's, but counts.
 type item struct {
-	name  string
-	size  int64
-	trace placement.Trace
+	name      string
+	size      int64
+	placement string
+	traceID   string
+	open      bool             // by the file, nobody ended it
+	held      *placement.Trace // in memory, when it could not be written
 }
-
-func (i item) ok() bool { return i.trace.Placement != "" }
 
 func openHistory(dir string, keep int, maxBytes int64, log *slog.Logger) (*history, error) {
 	h := &history{dir: dir, keep: keep, maxBytes: maxBytes, log: log}
@@ -83,9 +86,12 @@ func openHistory(dir string, keep int, maxBytes int64, log *slog.Logger) (*histo
 	h.remove(h.trim())
 	var bad []string
 	for i := range h.items {
-		if err := h.read(&h.items[i]); err != nil {
-			bad = append(bad, fmt.Sprintf("%s (%v)", h.items[i].name, err))
+		it := &h.items[i]
+		f, err := h.read(*it)
+		if err != nil {
+			bad = append(bad, fmt.Sprintf("%s (%v)", it.name, err))
 		}
+		it.placement, it.traceID, it.open = f.Trace.Placement, f.Trace.TraceID, f.Open
 	}
 	if len(bad) > 0 {
 		log.Warn("traces that cannot be read are ignored", "dir", dir, "count", len(bad), "files", strings.Join(bad[:min(len(bad), 10)], ", "))
@@ -93,38 +99,54 @@ func openHistory(dir string, keep int, maxBytes int64, log *slog.Logger) (*histo
 	return h, nil
 }
 
-func (h *history) read(it *item) error {
+// read reads a file. It may be called without the mutex, by anybody.
+func (h *history) read(it item) (f file, err error) {
 	if it.size > maxFile {
-		return fmt.Errorf("%d bytes long", it.size)
+		return f, fmt.Errorf("%d bytes long", it.size)
 	}
 	data, err := os.ReadFile(filepath.Join(h.dir, it.name))
 	if err != nil {
-		return errors.Unwrap(err)
+		return f, errors.Unwrap(err)
 	}
-	var f file
 	switch err := json.Unmarshal(data, &f); {
 	case err != nil:
-		return err
+		return file{}, err
 	case f.Version != fileVersion:
-		return fmt.Errorf("version %d", f.Version)
+		return file{}, fmt.Errorf("version %d", f.Version)
 	case f.Trace.Placement == "":
-		return errors.New("no placement")
+		return file{}, errors.New("no placement")
 	}
 	if f.Trace.Phases == nil {
 		f.Trace.Phases = []placement.Phase{}
 	}
-	if f.Open {
-		f.Trace.Failed = interrupted // in memory: the next agent may still go on with it
-	}
-	it.trace = f.Trace
-	return nil
+	return f, nil
 }
 
-// write puts a trace into its file, whole or not at all, and returns its size. It
-// does not sync: that would compete with the journal, on which placements wait,
-// and a trace that a power cut leaves torn is only ignored. A failure is told once,
-// the trace stays in memory.
-func (h *history) write(name string, t placement.Trace, open bool) int64 {
+// trace is an item's trace, false when it is gone or cannot be read. One that is open
+// by its file and by nobody else was cut short.
+func (h *history) trace(it item) (placement.Trace, bool) {
+	if it.placement == "" {
+		return placement.Trace{}, false
+	}
+	t := it.held
+	if t == nil {
+		f, err := h.read(it)
+		if err != nil {
+			return placement.Trace{}, false
+		}
+		t = &f.Trace
+	}
+	got := *t
+	if it.open {
+		got.Failed = interrupted
+	}
+	return got, true
+}
+
+// write puts a trace into its file, whole or not at all. It does not sync: that would
+// compete with the journal, on which placements wait, and a trace that a power cut
+// leaves torn is only ignored. A failure is told once, the trace stays in memory.
+func (h *history) write(name string, t placement.Trace, open bool) item {
 	h.writes.Add(1)
 	data, err := json.Marshal(file{fileVersion, t, open})
 	if err == nil && h.dir != "" {
@@ -142,17 +164,21 @@ func (h *history) write(name string, t placement.Trace, open bool) int64 {
 		h.log.Info("traces are written again", "dir", h.dir)
 	}
 	h.failing = err != nil
-	return int64(len(data))
+	it := item{name: name, size: int64(len(data)), placement: t.Placement, traceID: t.TraceID, open: open}
+	if err != nil || h.dir == "" {
+		it.held = &t
+	}
+	return it
 }
 
 // add puts a trace in, or in the place of its older self, and returns the files
 // that must go to keep the bounds.
-func (h *history) add(name string, t placement.Trace, size int64) []string {
-	i, found := slices.BinarySearchFunc(h.items, name, func(it item, name string) int { return strings.Compare(it.name, name) })
+func (h *history) add(it item) []string {
+	i, found := slices.BinarySearchFunc(h.items, it.name, func(it item, name string) int { return strings.Compare(it.name, name) })
 	if !found {
-		h.items = slices.Insert(h.items, i, item{name: name})
+		h.items = slices.Insert(h.items, i, item{})
 	}
-	h.items[i].trace, h.items[i].size = t, size
+	h.items[i] = it
 	return h.trim()
 }
 

@@ -214,9 +214,9 @@ func (r *Recorder) settle(now time.Time, end bool) time.Duration {
 	r.mu.Unlock()
 	for _, j := range jobs {
 		if j.write {
-			size := r.history.write(j.name, j.trace, j.open)
+			it := r.history.write(j.name, j.trace, j.open)
 			r.mu.Lock()
-			gone := r.history.add(j.name, j.trace, size)
+			gone := r.history.add(it)
 			r.mu.Unlock()
 			r.history.remove(gone)
 		}
@@ -241,15 +241,20 @@ func (r *Recorder) wake() {
 // Get finds the newest trace of a placement, or the one of a trace id.
 func (r *Recorder) Get(id string) (placement.Trace, bool) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	for _, a := range slices.Backward(r.open) {
 		if a.head.Placement == id || a.head.TraceID == id {
-			return a.snapshot(), true
+			t := a.snapshot()
+			r.mu.Unlock()
+			return t, true
 		}
 	}
-	for _, it := range slices.Backward(r.history.items) {
-		if it.ok() && (it.trace.Placement == id || it.trace.TraceID == id) {
-			return it.trace, true
+	items := slices.Clone(r.history.items)
+	r.mu.Unlock()
+	for _, it := range slices.Backward(items) {
+		if it.placement == id || it.traceID == id {
+			if t, ok := r.history.trace(it); ok {
+				return t, true
+			}
 		}
 	}
 	return placement.Trace{}, false
@@ -258,16 +263,20 @@ func (r *Recorder) Get(id string) (placement.Trace, bool) {
 // List is every kept trace, newest first.
 func (r *Recorder) List() []placement.Trace {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	out := []placement.Trace{}
 	open := map[string]bool{}
 	for _, a := range slices.Backward(r.open) {
 		open[a.name] = true
 		out = append(out, a.snapshot())
 	}
-	for _, it := range slices.Backward(r.history.items) {
-		if it.ok() && !open[it.name] {
-			out = append(out, it.trace)
+	items := slices.Clone(r.history.items)
+	r.mu.Unlock()
+	for _, it := range slices.Backward(items) {
+		if open[it.name] {
+			continue
+		}
+		if t, ok := r.history.trace(it); ok {
+			out = append(out, t)
 		}
 	}
 	slices.SortStableFunc(out, func(a, b placement.Trace) int { return b.Begin.Compare(a.Begin) })
