@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -73,6 +74,7 @@ type Agent struct {
 	runtimes     runtimes
 	runtimeNames []string
 	problems     []runtime.Problem
+	endForgotten func(context.Context) error // ends zygotes of runtimes that were removed
 	ports        *device.Ports
 	inv          gpu.Inventory
 	recorder     *trace.Recorder
@@ -208,15 +210,27 @@ func (a *Agent) addRuntimes() error {
 	if err != nil {
 		return err
 	}
+	common := worker.RuntimeConfig{
+		ScriptDir: scripts, RunDir: filepath.Join(a.cfg.RunDir, "rt"), LogDir: a.cfg.LogDir,
+		Launcher: launcher, Lines: a.opt.EngineLines, Log: a.log, OnChange: a.poke,
+	}
 	for _, m := range manifests {
-		a.runtimes[m.Name] = &nodeRuntime{manifest: m, Runtime: worker.NewRuntime(worker.RuntimeConfig{
-			Manifest: m, ScriptDir: scripts, RunDir: filepath.Join(a.cfg.RunDir, "rt"), LogDir: a.cfg.LogDir,
-			Launcher: launcher, Lines: a.opt.EngineLines, Log: a.log, OnChange: a.poke,
-		})}
+		cfg := common
+		cfg.Manifest = m
+		a.runtimes[m.Name] = &nodeRuntime{manifest: m, Runtime: worker.NewRuntime(cfg)}
 		a.runtimeNames = append(a.runtimeNames, m.Name)
+	}
+	a.endForgotten = func(ctx context.Context) error {
+		worker.EndForgotten(ctx, common, a.isThere)
+		return nil
 	}
 	slices.Sort(a.runtimeNames)
 	return nil
+}
+
+// isThere reports whether a runtime is installed, be it damaged.
+func (a *Agent) isThere(name string) bool {
+	return a.runtimes[name] != nil || slices.ContainsFunc(a.problems, func(p runtime.Problem) bool { return p.Name == name })
 }
 
 // launcher is who starts zygotes.

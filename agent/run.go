@@ -39,6 +39,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		defer func() { err = errors.Join(err, a.endEngines(base)) }()
 	}
 	a.adopt(ctx)
+	defer stop("forgotten runtimes", a.endForgotten)()
 	for _, d := range a.devices {
 		defer stop("device "+d.ID(), d.Run)()
 	}

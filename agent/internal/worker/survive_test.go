@@ -422,3 +422,25 @@ func TestNumberOfAGenerationIsNotUsedAgainByTheNextAgent(t *testing.T) {
 	second, _ := h.agent()
 	require.Equal(t, s.Generation+1, waitZygote(t, second, isUp).Generation)
 }
+
+func TestRuntimeThatWasRemovedKeepsWhatItServesAndNothingElse(t *testing.T) {
+	idle, serving := fakeHost(t), fakeHost(t)
+	for _, h := range []*host{idle, serving} {
+		r, stop := h.agent()
+		w := h.fork(r, "w1")
+		if h == serving {
+			serve(t, w, "p1")
+		}
+		z, _ := FindProc(r.Status().PID)
+		all := append(procsOf(w), z)
+		stop()
+		for _, installed := range []bool{true, false} {
+			EndForgotten(within(t, 20*time.Second), h.new().cfg, func(name string) bool { return installed && name == "fake" })
+			for _, p := range all {
+				require.Equal(t, installed || h == serving, p.Alive(), "installed: %v, serving: %v", installed, h == serving)
+			}
+		}
+		_, err := os.Stat(r.genDir(1))
+		require.Equal(t, h == serving, err == nil)
+	}
+}
