@@ -28,8 +28,7 @@ var commentedOut = regexp.MustCompile(`(?m)^#([^\s#])`)
 // keysOf lists the keys of a configuration's struct as table.key; of a table whose
 // names are free, like devices, the keys below any name.
 func keysOf(of reflect.Type, under string) (keys []string) {
-	for i := range of.NumField() {
-		f := of.Field(i)
+	for f := range of.Fields() {
 		key, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
 		switch {
 		case key == "" || key == "-":

@@ -51,16 +51,6 @@ func (p *packaged) units(t *testing.T) map[string]string {
 	return all
 }
 
-// testEngine is where the engine of testdata is put.
-const testEngine = "/opt/test/engine.py"
-
-func (p *packaged) engines(t *testing.T) []host.Process {
-	t.Helper()
-	return p.Processes(t, func(x host.Process) bool {
-		return slices.Contains(x.Args, testEngine) && slices.Contains(x.Args, "--name") && x.Args[len(x.Args)-1] == "kept"
-	})
-}
-
 const (
 	enabledActive    = "enabled\nactive"
 	enabledInactive  = "enabled\ninactive"
@@ -112,9 +102,9 @@ func (p *packaged) version(t *testing.T) string {
 func (p *packaged) serve(t *testing.T) {
 	engine, err := os.ReadFile("testdata/engine.py")
 	require.NoError(t, err)
-	p.Write(t, testEngine, string(engine), 0o644)
+	p.Write(t, enginePath, string(engine), 0o644)
 	p.Run(t, `install -d /srv/models/any
-warmd runtime add test --device cpu --exec -- python3 `+testEngine+` --port {port} --model {model} --name {name}
+warmd runtime add test --device cpu --exec -- python3 `+enginePath+` --port {port} --model {model} --name {name}
 sed -i 's|^#model_roots = .*|model_roots = ["/srv/models"]|; s|^\[gossip\]|&\nlisten = "127.0.0.1:7946"|; 0,/^#advertise/s|^#advertise = ""|advertise = "127.0.0.1:7710"|' /etc/warmd/agent.toml
 sed -i 's|^\[gossip\]|&\nlisten = "127.0.0.1:7947"\njoin = ["127.0.0.1:7946"]|' /etc/warmd/coordinator.toml
 mkdir -p /etc/systemd/system/warmd-agent.socket.d
@@ -126,7 +116,7 @@ systemctl start warmd-agent.service
 systemctl enable --now warmd-coordinator.socket warmd-coordinator.service`)
 	assert.Equal(t, everyUnit(enabledActive), p.units(t))
 	p.place(t, "kept")
-	require.Len(t, p.engines(t), 1)
+	require.Len(t, engines(t, p.Host), 1)
 }
 
 // place asks the packaged command line.
@@ -140,14 +130,14 @@ func (p *packaged) place(t *testing.T, id string) (placed placement.Placement) {
 // upgraded is another version while clients ask and an engine serves.
 func (p *packaged) upgraded(t *testing.T, to release) {
 	kept := p.kept(t)
-	before, sockets := p.engines(t), p.sockets(t)
+	before, sockets := engines(t, p.Host), p.sockets(t)
 	pids := p.Run(t, "systemctl show -P MainPID warmd-agent.service warmd-coordinator.service")
 	direct := &http.Client{Transport: &http.Transport{DialContext: p.Dial, MaxIdleConnsPerHost: 4}}
 	completions := load.Repeat(t.Context(), 2, func(ctx context.Context) error { return load.Complete(ctx, direct, kept.Endpoint, "kept", 10) })
 	requests := load.Ask(t.Context(), 50, func(ctx context.Context) error { _, err := p.agent.Fleet(ctx); return err })
 	begin := time.Now()
 	p.do(t, p.upgrade, to)
-	figure("upgrade_seconds_"+p.name, fmt.Sprintf("%.1f", time.Since(begin).Seconds()))
+	figure("upgrade_seconds_"+p.name, seconds(time.Since(begin)))
 	assert.Equal(t, to.version, p.version(t))
 	p.WaitUnit(t, "warmd-agent.service", "active", 30*time.Second)
 	p.WaitUnit(t, "warmd-coordinator.service", "active", 30*time.Second)
@@ -157,7 +147,7 @@ func (p *packaged) upgraded(t *testing.T, to release) {
 		assert.Zero(t, got.Failed(), "%s: %s", what, got)
 		figure("failed_"+what+"_of_upgrade_"+p.name, fmt.Sprintf("%d of %d", got.Failed(), got.OK()+got.Failed()))
 	}
-	assert.Equal(t, before, p.engines(t), "another process serves")
+	assert.Equal(t, before, engines(t, p.Host), "another process serves")
 	assert.Equal(t, kept, p.kept(t))
 	assert.Equal(t, sockets, p.sockets(t), "a socket was closed and opened again")
 	assert.NotEqual(t, pids, p.Run(t, "systemctl show -P MainPID warmd-agent.service warmd-coordinator.service"))
@@ -189,10 +179,10 @@ func (p *packaged) sockets(t *testing.T) string {
 // disabled is an upgrade of a host whose operator decided otherwise than we do.
 func (p *packaged) disabled(t *testing.T, to release) {
 	p.Run(t, "systemctl disable -q --now warmd-agent.service warmd-agent.socket warmd-coordinator.service warmd-coordinator.socket")
-	before := p.engines(t)
+	before := engines(t, p.Host)
 	p.do(t, p.upgrade, to)
 	assert.Equal(t, everyUnit(disabledInactive), p.units(t))
-	assert.Equal(t, before, p.engines(t), "engines outlive an agent that is off, too")
+	assert.Equal(t, before, engines(t, p.Host), "engines outlive an agent that is off, too")
 	p.Run(t, "systemctl enable -q --now warmd-agent.service warmd-coordinator.service")
 	assert.Equal(t, everyUnit(enabledActive), p.units(t))
 	p.kept(t)
@@ -200,12 +190,12 @@ func (p *packaged) disabled(t *testing.T, to release) {
 
 // removed ends everything and keeps what cannot be installed again.
 func (p *packaged) removed(t *testing.T) {
-	require.NotEmpty(t, p.engines(t))
+	require.NotEmpty(t, engines(t, p.Host))
 	begin := time.Now()
 	p.Run(t, p.remove+" 2>&1")
-	figure("removal_seconds_"+p.name, fmt.Sprintf("%.1f", time.Since(begin).Seconds()))
+	figure("removal_seconds_"+p.name, seconds(time.Since(begin)))
 	assert.Empty(t, p.Processes(t, func(x host.Process) bool {
-		return strings.Contains(x.Cgroup, "warmd") || slices.Contains(x.Args, testEngine)
+		return strings.Contains(x.Cgroup, "warmd") || slices.Contains(x.Args, enginePath)
 	}), "a process outlived its package")
 	assert.Equal(t, everyUnit(gone), p.units(t))
 	assert.Equal(t, "inactive", p.Run(t, "systemctl show -P ActiveState warmd.slice"))

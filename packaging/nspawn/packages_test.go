@@ -2,7 +2,6 @@ package nspawn
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -37,9 +36,7 @@ func releases(t *testing.T) (now, next release) {
 		}
 		return r
 	}
-	found, err := filepath.Glob(os.Getenv("WARMD_TEST_DEBS"))
-	require.NoError(t, err)
-	require.Len(t, found, 2, "run `make test-hosts`, which builds the packages")
+	found := debs(t)
 	dir, version := t.TempDir(), strings.Split(filepath.Base(found[0]), "_")[1]
 	build := exec.Command("../build.sh", dir)
 	build.Env = append(os.Environ(), "VERSION="+version+".next")
@@ -71,10 +68,8 @@ func TestPackagesComeAreUpgradedAndGo(t *testing.T) {
 	t.Cleanup(func() { _ = h.Kill() })
 	lab.Explain(t)
 	h.Run(t, "systemd-run -q --unit=test-etcd --service-type=notify etcd --data-dir /var/lib/etcd-test")
-	systemd := h.Processes(t, func(x host.Process) bool { return x.Cgroup == "/init.scope" })
-	require.Len(t, systemd, 1)
 	agent, err := agentapi.NewClient("http://local", &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/%d/root/run/warmd/agent.sock", systemd[0].Pid))
+		return h.DialUnix(ctx, "/run/warmd/agent.sock")
 	}})
 	require.NoError(t, err)
 	p := &packaged{Host: h, packager: byDpkg, agent: agent}
