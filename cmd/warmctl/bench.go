@@ -198,6 +198,7 @@ func (c *call) benchArms(rt bench.Runtime, r placement.Request) (arms []bench.Ar
 			}
 			r.Start = placement.Start(name)
 			a = bench.Placed(k, name, r)
+			err = bench.Parked(c.ctx, k, rt.Name)
 		case "sleeping":
 			err = bench.NoSleep()
 		default:

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"warmd/placement"
@@ -33,6 +34,8 @@ type Arm struct {
 // listens there if need be.
 type Started struct {
 	URL string
+	// Watch returns why the start failed, or nil when ctx ends first.
+	Watch func(ctx context.Context) error
 	// Trace waits for the spans of the start and returns what came.
 	Trace func(ctx context.Context) placement.Trace
 	// Config is the engine's own word about how it is configured, empty when it says
@@ -105,7 +108,7 @@ func (p Plan) one(ctx context.Context, a Arm) (s Sample, err error) {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, e.End()) }()
-	got, err := ask(ctx, e.URL, p.Model)
+	got, err := e.ask(ctx, p.Model)
 	if err != nil {
 		return s, err
 	}
@@ -114,6 +117,25 @@ func (p Plan) one(ctx context.Context, a Arm) (s Sample, err error) {
 	s.config = e.Config(ctx)
 	s.Stages = StagesOf(Moments{Sent: sent, Answers: got.answers, Token: got.token, Trace: e.Trace(ctx)})
 	return s, nil
+}
+
+// ask asks until there is an answer, or the start has failed: nobody would ever listen
+// on that port.
+func (e Started) ask(ctx context.Context, model string) (answer, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := e.Watch(ctx); err != nil {
+			cancel(err)
+		}
+	})
+	defer wg.Wait()
+	defer cancel(nil)
+	got, err := ask(ctx, e.URL, model)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return got, cause
+	}
+	return got, err
 }
 
 // alike refuses to compare what is not the same: an arm that answers otherwise, or

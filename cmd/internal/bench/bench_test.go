@@ -49,11 +49,14 @@ func saying(t *testing.T, name, text, config string) Arm {
 	url := engineSaying(t, text)
 	return Arm{Name: name, Start: func(context.Context) (Started, error) {
 		return Started{
-			URL: url, Trace: func(context.Context) placement.Trace { return placement.Trace{Begin: time.Now()} },
+			URL: url, Watch: idle, Trace: func(context.Context) placement.Trace { return placement.Trace{Begin: time.Now()} },
 			Config: func(context.Context) string { return config }, End: func() error { return nil },
 		}, nil
 	}}
 }
+
+// idle is the Watch of a start that does not fail.
+func idle(ctx context.Context) error { <-ctx.Done(); return nil }
 
 func plan(runs int) Plan {
 	return Plan{Model: "m", Runs: runs, Before: func() (Cached, error) { return Cached{1, 1}, nil }, Report: func(Sample) {}}
@@ -120,7 +123,7 @@ func TestStartThatFailedIsEnded(t *testing.T) {
 	defer srv.Close()
 	ended := false
 	a := Arm{Name: "vllm", Start: func(context.Context) (Started, error) {
-		return Started{URL: srv.URL, End: func() error { ended = true; return errors.New("and the end failed") }}, nil
+		return Started{URL: srv.URL, Watch: idle, End: func() error { ended = true; return errors.New("and the end failed") }}, nil
 	}}
 	_, err := Run(t.Context(), []Arm{a}, plan(1))
 	require.ErrorContains(t, err, "run arm vllm")

@@ -25,6 +25,7 @@ func Placed(c *coordapi.Client, name string, r placement.Request) Arm {
 		}
 		return Started{
 			URL:    p.Endpoint,
+			Watch:  func(ctx context.Context) error { return failed(ctx, c, p.ID) },
 			Trace:  func(ctx context.Context) placement.Trace { return traceOf(ctx, c, p.ID) },
 			Config: func(ctx context.Context) string { return configOf(ctx, c, p.ID) },
 			End: func() error {
@@ -37,6 +38,16 @@ func Placed(c *coordapi.Client, name string, r placement.Request) Arm {
 			},
 		}, nil
 	}}
+}
+
+// failed waits until a placement is over.
+func failed(ctx context.Context, c *coordapi.Client, id string) error {
+	for pause(ctx, 500*time.Millisecond) {
+		if p, err := c.Placement(ctx, id); err == nil && p.State.Terminal() {
+			return placement.Errorf(placement.CodeStartFailed, "placement %s is %s: %s", id, p.State, p.Reason).WithHint("warmctl logs %s", id)
+		}
+	}
+	return nil
 }
 
 // traceOf waits until the agent has every span of the start.

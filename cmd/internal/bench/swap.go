@@ -130,7 +130,7 @@ func (s Swaps) place(ctx context.Context, w *watch, texts map[string]string, mod
 		return "", placed{}, fmt.Errorf("place %s: %w", r.Name, err)
 	}
 	got := placed{accepted: time.Now()}
-	a, err := ask(ctx, p.Endpoint, r.Name)
+	a, err := Started{URL: p.Endpoint, Watch: func(ctx context.Context) error { return failed(ctx, s.Coordinator, p.ID) }}.ask(ctx, r.Name)
 	if err != nil {
 		return "", got, fmt.Errorf("place %s: %w", r.Name, err)
 	}

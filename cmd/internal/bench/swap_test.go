@@ -26,6 +26,7 @@ type fleet struct {
 	onDelete func()
 	engines  map[string]string // model -> URL
 	texts    map[string]string
+	fails    string // model
 }
 
 func newFleet(t *testing.T) (*fleet, *coordapi.Client, *agentapi.Client) {
@@ -74,7 +75,13 @@ func newFleet(t *testing.T) (*fleet, *coordapi.Client, *agentapi.Client) {
 		f.mu.Unlock()
 		_ = agentapi.NewLines(w, 200).Write(placement.Progress{Event: placement.EventAccepted, Placement: &p})
 	})
-	answer("GET /v1/placements/{id}", func(q *http.Request) any { return f.placed[q.PathValue("id")] })
+	answer("GET /v1/placements/{id}", func(q *http.Request) any {
+		p := f.placed[q.PathValue("id")]
+		if p.Request.Name == f.fails {
+			p.State, p.Reason = placement.Failed, "no such architecture"
+		}
+		return p
+	})
 	answer("GET /v1/placements/{id}/trace", func(*http.Request) any {
 		return placement.Trace{Phases: []placement.Phase{{Name: phaseFork, Proc: "zygote", Start: -1, Duration: 0.5, Before: true}, {Name: phaseFork, Proc: "zygote", Start: 0, Duration: 0.25}}}
 	})
@@ -149,6 +156,14 @@ func TestAModelThatAnswersOtherwiseLaterIsAnError(t *testing.T) {
 	f.onDelete = func() { f.texts["a"] = ", or not" }
 	_, err := script(c, a, 2).Run(t.Context())
 	require.ErrorContains(t, err, `it answers "I am a, or not", and answered "I am a" before`)
+}
+
+func TestAPlacementThatFailsIsNotWaitedForForEver(t *testing.T) {
+	f, c, a := newFleet(t)
+	f.engines["b"] = "http://127.0.0.1:1" // nobody listens
+	f.fails = "b"
+	_, err := script(c, a, 1).Run(t.Context())
+	require.ErrorContains(t, err, "is failed: no such architecture")
 }
 
 func TestAnAgentOfAnotherHostIsRefused(t *testing.T) {

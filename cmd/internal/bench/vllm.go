@@ -68,13 +68,23 @@ func (e Engine) start(c *collector) (Started, error) {
 	if err := cmd.Start(); err != nil {
 		return Started{}, fmt.Errorf("start %s: %w", argv[0], err)
 	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
 	return Started{
-		URL:    "http://" + addr,
+		URL: "http://" + addr,
+		Watch: func(ctx context.Context) error {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ended:
+				return fmt.Errorf("start vllm serve: %s; its log %s ends with: %s", cmd.ProcessState, e.Log, tail(e.Log))
+			}
+		},
 		Trace:  func(ctx context.Context) placement.Trace { return c.await(ctx, id, begin) },
 		Config: func(context.Context) string { return configIn(e.Log) },
 		End: func() error {
-			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-			_ = cmd.Wait()
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // its children are of its group, also when it is gone
+			<-ended
 			return nil
 		},
 	}, nil
@@ -91,6 +101,12 @@ func configIn(file string) string {
 	}
 	defer f.Close()
 	return config(bufio.NewScanner(f))
+}
+
+// tail is the last line of a log.
+func tail(file string) string {
+	raw, _ := os.ReadFile(file)
+	return lastLine(raw)
 }
 
 func config(lines *bufio.Scanner) string {

@@ -84,6 +84,16 @@ func fakeRuntime(t *testing.T) Runtime {
 	return Runtime{Name: "rt", Python: filepath.Join(bin, "python"), Env: map[string]string{"WARMD_FAKE_ENGINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}}
 }
 
+func TestAPlainStartThatDiesIsReportedWithItsLastWord(t *testing.T) {
+	e := Engine{Runtime: fakeRuntime(t), Model: "/models/opt", Name: "opt", Args: []string{"--no-such-flag"}, Log: filepath.Join(t.TempDir(), "log")}
+	arm, end, err := Plain(t.Context(), e)
+	require.NoError(t, err)
+	defer end()
+	_, err = Run(t.Context(), []Arm{arm}, plan(1))
+	require.ErrorContains(t, err, "start vllm serve: exit status 2")
+	require.ErrorContains(t, err, e.Log)
+}
+
 func TestPlainArmIsMeasuredByTheEnginesOwnSpans(t *testing.T) {
 	e := Engine{Runtime: fakeRuntime(t), Model: "/models/opt", Name: "opt", Args: []string{"--enforce-eager"}, Env: map[string]string{"VLLM_CPU_KVCACHE_SPACE": "2"}, Log: filepath.Join(t.TempDir(), "log")}
 	arm, end, err := Plain(t.Context(), e)
