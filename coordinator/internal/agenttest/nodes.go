@@ -27,6 +27,8 @@ type Nodes struct {
 	Agents map[string]*Agent
 	// Fault decides what happens to a call; nil: nothing does.
 	Fault func(node, op, id string) Fault
+	// Drain is how long a release takes; one whose caller hangs up before is not made.
+	Drain time.Duration
 
 	mu     sync.Mutex
 	view   map[string]placement.NodeView
@@ -87,10 +89,17 @@ func (f *Nodes) Claim(ctx context.Context, node, _, id string, c agentapi.Claim,
 }
 
 // Release is placer.Agents and sweep's.
-func (f *Nodes) Release(_ context.Context, node, _, id string, _ time.Duration) (placement.Placement, error) {
+func (f *Nodes) Release(ctx context.Context, node, _, id string, _ time.Duration) (placement.Placement, error) {
 	a := f.Agents[node]
 	if a == nil || f.fault(node, "release", id) != Fine {
 		return placement.Placement{}, placement.Errorf(placement.CodeUnavailable, "connection refused")
+	}
+	if f.Drain > 0 {
+		select {
+		case <-ctx.Done():
+			return placement.Placement{}, ctx.Err()
+		case <-time.After(f.Drain):
+		}
 	}
 	return a.Release(id)
 }

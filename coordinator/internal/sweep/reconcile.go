@@ -141,7 +141,7 @@ func (t *term) explain(ctx context.Context, n placement.NodeView, p placement.Pl
 	case err != nil:
 		return fmt.Errorf("read %s: %w", p.ID, err) // etcd is unwell: touch nothing
 	case r.Node != n.Node && !r.State.Terminal(), r.State.Terminal(), r.Attempt > p.Attempt:
-		t.release(ctx, n, p, r)
+		t.release(n, p, r)
 	case r.Attempt < p.Attempt && p.State == placement.Ready && r.State == placement.Assigned:
 		// etcd knows less than the agent (it was restored from an older copy): the
 		// agent has fsynced what it says.
@@ -187,8 +187,8 @@ func fill(r *store.Record, n placement.NodeView, p placement.Placement) {
 }
 
 // release lets go of a worker that the record does not name, with time to drain. It
-// runs beside the pass: draining may take its grace.
-func (t *term) release(ctx context.Context, n placement.NodeView, p placement.Placement, r store.Record) {
+// runs beside the pass, and longer than that: draining may take its grace.
+func (t *term) release(n placement.NodeView, p placement.Placement, r store.Record) {
 	key := n.Node + "/" + p.ID
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -199,13 +199,13 @@ func (t *term) release(ctx context.Context, n placement.NodeView, p placement.Pl
 	t.cfg.Log.Warn("releasing a worker that its record does not name", "placement", p.ID, "node", n.Node, "attempt", p.Attempt,
 		"record_node", r.Node, "record_attempt", r.Attempt, "record_state", r.State)
 	t.wg.Go(func() {
-		c, cancel := context.WithTimeout(ctx, t.cfg.DrainGrace+time.Minute)
+		c, cancel := context.WithTimeout(t.ctx, t.cfg.DrainGrace+time.Minute)
 		defer cancel()
 		_, err := t.fx.Release(c, n.Node, n.Addr, p.ID, t.cfg.DrainGrace)
 		t.mu.Lock()
 		delete(t.releasing, key)
 		t.mu.Unlock()
-		if err != nil && ctx.Err() == nil {
+		if err != nil && t.ctx.Err() == nil {
 			t.cfg.Log.Warn("release", "placement", p.ID, "node", n.Node, "error", err)
 		}
 	})

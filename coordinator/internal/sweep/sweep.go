@@ -133,7 +133,7 @@ func poke(c chan struct{}) {
 func (s *Sweeper) Lead(ctx context.Context, fence store.Fence) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	t := term{Sweeper: s, fence: fence, silent: map[string]time.Time{}, nodes: map[string]*nodeMemory{}, releasing: map[string]bool{}}
+	t := term{Sweeper: s, fence: fence, ctx: ctx, silent: map[string]time.Time{}, nodes: map[string]*nodeMemory{}, releasing: map[string]bool{}}
 	defer t.wg.Wait()
 	s.cfg.Log.Info("this coordinator sweeps", "instance", s.cfg.Instance)
 	var loops sync.WaitGroup
@@ -156,6 +156,7 @@ func (s *Sweeper) Lead(ctx context.Context, fence store.Fence) {
 type term struct {
 	*Sweeper
 	fence store.Fence
+	ctx   context.Context // the leadership's, for what goes on beside the passes
 
 	// The nodes' loop's own.
 	silent map[string]time.Time // since when a node that records name is not alive

@@ -221,6 +221,18 @@ func TestAServingWorkerWithoutARecordIsRecordedAgain(t *testing.T) {
 	})
 }
 
+// The pass that found the worker is over long before it has drained.
+func TestAReleaseOutlivesThePassThatAskedForIt(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.nodes.Drain = 10 * time.Second
+		r.onNode("p-1", "n1", 1)
+		r.record("p-1", "n1", 1, placement.Released, "me")
+		r.lead()
+		time.Sleep(11 * time.Second)
+		assert.Empty(t, r.nodes.Agents["n1"].Held())
+	})
+}
+
 func TestNothingIsReleasedWhileEtcdIsAway(t *testing.T) {
 	bubble(t, func(r *rig) {
 		rec := r.serve("p-1", "n1", 1)
