@@ -20,18 +20,34 @@ import (
 // The fleet is a load.Placer: each call goes to the next coordinator, as clients do
 // that know all of them.
 
+// patience is how long a client goes on asking, tryTime how long it waits for one coordinator.
+const (
+	patience = 2 * time.Minute
+	tryTime  = 5 * time.Second
+)
+
 // Place asks the next coordinator.
 func (f *fleet) Place(ctx context.Context, r placement.Request) (placement.Placement, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, tryTime)
 	defer cancel()
-	return f.next().coordinatorTCP.Place(ctx, r, "ready", nil)
+	p, err := f.next().coordinatorTCP.Place(ctx, r, "ready", nil)
+	return p, sure(err)
 }
 
 // Release asks the next coordinator.
 func (f *fleet) Release(ctx context.Context, id string) (placement.Placement, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, tryTime)
 	defer cancel()
-	return f.next().coordinatorTCP.Release(ctx, id, 0)
+	p, err := f.next().coordinatorTCP.Release(ctx, id, 0)
+	return p, sure(err)
+}
+
+// sure says in the coordinators' own words that one of them did not answer in time.
+func sure(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return placement.Errorf(placement.CodeUnavailable, "no answer within %s", tryTime)
+	}
+	return err
 }
 
 func (f *fleet) next() *node { return f.nodes[int(f.turn.Add(1))%len(f.nodes)] }
@@ -52,6 +68,7 @@ func (f *fleet) prove(t testing.TB, name string, told []*load.Told) {
 	figure("placements_asked_"+name, len(told))
 	figure("placements_lost_"+name, len(v.Lost))
 	figure("placements_doubled_"+name, len(v.Doubled))
+	f.made, f.lost, f.doubled = f.made+len(told), f.lost+len(v.Lost), f.doubled+len(v.Doubled)
 	assert.Empty(t, v.Lost)
 	assert.Empty(t, v.Doubled)
 	assert.Empty(t, v.Wrong)

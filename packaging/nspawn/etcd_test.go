@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,8 @@ StartLimitIntervalSec=0
 WantedBy=multi-user.target
 [Service]
 Type=notify
+Restart=always
+RestartSec=500ms
 StateDirectory=etcd-test
 ExecStart=%s --name=%s --data-dir=/var/lib/etcd-test/data --initial-cluster=%s --initial-cluster-state=new --initial-cluster-token=%s --log-level=warn \
   --listen-peer-urls=%[5]s://%[6]s:2380 --initial-advertise-peer-urls=%[5]s://%[2]s:2380 \
@@ -98,11 +101,20 @@ func (c *etcdCluster) endpoints() (urls []string) {
 	return urls
 }
 
-// client is a client from outside the fleet.
-func (c *etcdCluster) client(t testing.TB) *clientv3.Client {
+// client is a client from outside the fleet, of all members or of some.
+func (c *etcdCluster) client(t testing.TB, members ...*node) *clientv3.Client {
 	t.Helper()
+	endpoints := c.endpoints()
+	if len(members) > 0 {
+		endpoints = nil
+		for i, h := range c.hosts {
+			if slices.ContainsFunc(members, func(n *node) bool { return n.Host == h }) {
+				endpoints = append(endpoints, c.endpoints()[i])
+			}
+		}
+	}
 	cfg := clientv3.Config{
-		Endpoints: c.endpoints(), DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return lab.Dial(ctx, "tcp", addr) })},
 	}
 	if c.certs != nil {

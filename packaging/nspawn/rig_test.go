@@ -28,6 +28,7 @@ import (
 const (
 	slots         = 16 // on each host
 	engineRuntime = "test"
+	engineStarts  = 400 * time.Millisecond
 	slowRuntime   = "slow"           // takes 8 s to start
 	nodeGone      = 45 * time.Second // longer than a watchdog takes, shorter than a test may
 	enginePath    = "/opt/test/engine.py"
@@ -50,6 +51,11 @@ type fleet struct {
 	kv    *clientv3.Client
 	turn  atomic.Uint32
 	slots int // on each host
+
+	// What a run of the suite of fleet_test.go is like, and what it has counted.
+	etcdVersion         string
+	thorough            bool
+	made, lost, doubled int
 }
 
 var oneFleet struct {
@@ -82,7 +88,7 @@ func makeFleet(t *testing.T, hosts []*host.Host, more func(*host.Host)) *fleet {
 		h.Install(t, packages...)
 		h.Write(t, enginePath, string(engine), 0o644)
 		h.Run(t, "install -d /srv/models/any")
-		for name, delay := range map[string]string{engineRuntime: "0", slowRuntime: "8000"} {
+		for name, delay := range map[string]string{engineRuntime: fmt.Sprint(engineStarts.Milliseconds()), slowRuntime: "8000"} {
 			h.Run(t, "warmd runtime add "+name+" --device cpu --exec -- python3 "+enginePath+
 				" --start-ms "+delay+" --host "+h.Addr+" --port {port} --model {model} --name {name}")
 		}

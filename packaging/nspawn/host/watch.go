@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -57,7 +58,8 @@ func (h *Host) Listeners(t testing.TB) []Listener {
 	return all
 }
 
-// Explain prints the end of each host's journal and console if the test fails.
+// Explain prints the end of each host's journal and console if the test fails; the
+// whole of it goes into the folder that WARMD_TEST_JOURNALS names.
 func (l *Lab) Explain(t testing.TB) {
 	since := time.Now()
 	t.Cleanup(func() {
@@ -66,8 +68,14 @@ func (l *Lab) Explain(t testing.TB) {
 		}
 		for _, h := range l.Hosts() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			journal, err := h.Try(ctx, fmt.Sprintf("journalctl --no-pager -q -o short-precise -n 120 --since=@%d", since.Unix()))
+			journal, err := h.Try(ctx, fmt.Sprintf("journalctl --no-pager -q -o short-precise --since=@%d", since.Unix()))
 			cancel()
+			if dir := os.Getenv("WARMD_TEST_JOURNALS"); dir != "" {
+				name := strings.NewReplacer("/", "-", " ", "_").Replace(t.Name()) + "." + h.Name + ".journal"
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(journal), 0o644); err != nil {
+					t.Log(err)
+				}
+			}
 			if err != nil {
 				console, _ := os.ReadFile(h.console())
 				journal = fmt.Sprintf("no journal: %v\nconsole:\n%s", err, tail(string(console), 2000))

@@ -30,11 +30,6 @@ type Told struct {
 
 // Placements is a stream of placements under way.
 type Placements struct {
-	placer Placer
-	base   placement.Request
-	keep   int // one in so many is not released
-	check  func(context.Context, placement.Placement) error
-
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 	mu     sync.Mutex
@@ -58,7 +53,7 @@ type Stream struct {
 // Place starts a stream of placements, each released once it is ready and checked.
 func Place(ctx context.Context, through Placer, s Stream) *Placements {
 	running, cancel := context.WithCancel(ctx)
-	p := &Placements{placer: through, base: s.Base, keep: s.Keep, check: s.Check, cancel: cancel}
+	p := &Placements{cancel: cancel}
 	p.done.Go(func() {
 		begin := time.Now()
 		for n := 0; ; n++ {
@@ -72,7 +67,9 @@ func Place(ctx context.Context, through Placer, s Stream) *Placements {
 			p.told = append(p.told, told)
 			p.mu.Unlock()
 			keep := s.Keep > 0 && n%s.Keep == 0
-			p.done.Go(func() { p.one(ctx, told, keep, s.Patience) })
+			r := s.Base
+			r.ID, r.Name = told.Request, told.Request
+			p.done.Go(func() { told.live(ctx, through, r, keep, s) })
 		}
 	})
 	return p
@@ -85,26 +82,35 @@ func (p *Placements) Stop() []*Told {
 	return p.told
 }
 
-// one is the life of one client: place, check, release, each tried again while the
+// One is a single client with the stream's manners: Base is its request. With Keep it
+// does not release.
+func One(ctx context.Context, through Placer, s Stream) *Told {
+	told := &Told{Request: s.Base.ID}
+	told.live(ctx, through, s.Base, s.Keep > 0, s)
+	return told
+}
+
+// live is the life of one client: place, check, release, each tried again while the
 // answer is not known.
-func (p *Placements) one(ctx context.Context, told *Told, keep bool, patience time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (told *Told) live(ctx context.Context, through Placer, r placement.Request, keep bool, s Stream) {
+	ctx, cancel := context.WithTimeout(ctx, s.Patience)
 	defer cancel()
-	r := p.base
-	r.ID, r.Name = told.Request, told.Request
 	begin := time.Now()
-	told.Err = p.insist(ctx, func() error {
+	told.Err = insist(ctx, func() error {
 		told.Tries++
-		got, err := p.placer.Place(ctx, r)
+		got, err := through.Place(ctx, r)
 		if got.ID != "" {
 			told.ID = got.ID
 		}
 		if err == nil && got.State != placement.Ready {
 			err = fmt.Errorf("place: answered without an error, in state %q", got.State)
 		}
-		if err == nil && p.check != nil {
-			told.Took = time.Since(begin)
-			err = p.check(ctx, got)
+		if err != nil {
+			return err
+		}
+		told.Took = time.Since(begin)
+		if s.Check != nil {
+			err = s.Check(ctx, got)
 		}
 		return err
 	})
@@ -115,8 +121,8 @@ func (p *Placements) one(ctx context.Context, told *Told, keep bool, patience ti
 	if keep {
 		return
 	}
-	told.Err = p.insist(ctx, func() error {
-		_, err := p.placer.Release(ctx, told.ID)
+	told.Err = insist(ctx, func() error {
+		_, err := through.Release(ctx, told.ID)
 		return err
 	})
 	told.Released = told.Err == nil
@@ -124,7 +130,7 @@ func (p *Placements) one(ctx context.Context, told *Told, keep bool, patience ti
 
 // insist tries again while nobody could be reached or said that it does not know
 // yet, with the pause that any client would make.
-func (p *Placements) insist(ctx context.Context, try func() error) error {
+func insist(ctx context.Context, try func() error) error {
 	for {
 		err := try()
 		if err == nil || !unknown(err) {
