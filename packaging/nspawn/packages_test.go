@@ -4,10 +4,6 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -18,32 +14,6 @@ import (
 
 // Promise 1 of issue 4: packages are installed, upgraded, downgraded by a version,
 // removed and purged on a booted host.
-
-// release is a version with its packages, by format.
-type release struct {
-	version  string
-	deb, rpm []string
-}
-
-// releases are the packages under test, and the same sources as the next version.
-func releases(t *testing.T) (now, next release) {
-	t.Helper()
-	of := func(dir, version string) release {
-		r := release{version: version}
-		for _, p := range []string{"warmd", "warmctl"} {
-			r.deb = append(r.deb, filepath.Join(dir, p+"_"+version+"_amd64.deb"))
-			r.rpm = append(r.rpm, filepath.Join(dir, p+"-"+version+"-1.x86_64.rpm"))
-		}
-		return r
-	}
-	found := debs(t)
-	dir, version := t.TempDir(), strings.Split(filepath.Base(found[0]), "_")[1]
-	build := exec.Command("../build.sh", dir)
-	build.Env = append(os.Environ(), "VERSION="+version+".next")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	return of(filepath.Dir(found[0]), version), of(dir, version+".next")
-}
 
 // packager installs and removes as a distribution's own tool does.
 type packager struct {
@@ -62,7 +32,7 @@ var (
 )
 
 func TestPackagesComeAreUpgradedAndGo(t *testing.T) {
-	now, next := releases(t)
+	now, next := thisRelease(t), nextRelease(t)
 	h, err := lab.Boot(t.Context(), "packaged", host.Spec{})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = h.Kill() })

@@ -14,8 +14,6 @@ import (
 	"warmd/packaging/nspawn/host"
 )
 
-const coordinatorUnit = "warmd-coordinator.service"
-
 // others are the hosts of the fleet without one.
 func (f *fleet) others(n *node) (all []*host.Host) {
 	for _, o := range f.without(n) {

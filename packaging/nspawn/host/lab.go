@@ -89,6 +89,12 @@ func (l *Lab) Close() error {
 	return err
 }
 
+// Folder makes a folder on the machine that is removed with the run.
+func (l *Lab) Folder(name string) (string, error) {
+	dir := filepath.Join(l.disk, "folder-"+name)
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
 // hostsFile is /etc/hosts on every host.
 func (l *Lab) hostsFile() string { return filepath.Join(l.dir, "etc-hosts") }
 

@@ -101,6 +101,9 @@ func sweep(dir string) error {
 	if r.Cgroup != "" {
 		errs = append(errs, killCgroup(r.Cgroup))
 	}
+	if _, err := os.Stat(memoryCgroup(id)); err == nil {
+		errs = append(errs, removeCgroup(memoryCgroup(id)))
+	}
 	errs = append(errs, unmountBelow(dir), removeNamespaces(id))
 	// nspawn leaves its propagation folders when it is killed.
 	left, _ := filepath.Glob("/run/systemd/nspawn/propagate/" + id + "-*")

@@ -24,6 +24,17 @@ func (p Process) String() string {
 	return fmt.Sprintf("%d (start %d, %s) %s", p.Pid, p.Start, p.Cgroup, strings.Join(p.Args, " "))
 }
 
+// RSS is the memory that the process has for itself, in KiB.
+func (p Process) RSS() (kib int) {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid))
+	for line := range strings.Lines(string(status)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "RssAnon:" {
+			kib, _ = strconv.Atoi(f[1])
+		}
+	}
+	return kib
+}
+
 // Processes lists those processes of the host that match, zombies left out.
 func (h *Host) Processes(t testing.TB, match func(Process) bool) []Process {
 	t.Helper()

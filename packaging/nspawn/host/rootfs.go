@@ -16,9 +16,9 @@ const suite = "bookworm" // systemd 252, the oldest that warmd supports, and etc
 
 // packages are those of a GPU host that somebody administers, and an etcd for those
 // that run one. What a package of warmd depends on is here, too: hosts have no
-// network but their own.
+// network but their own. libnuma1 is what vLLM for CPU wants of the system.
 var packages = []string{
-	"ca-certificates", "curl", "dbus", "etcd-client", "etcd-server", "iproute2", "iptables", "jq", "openssl",
+	"ca-certificates", "curl", "dbus", "etcd-client", "etcd-server", "iproute2", "iptables", "jq", "libnuma1", "openssl",
 	"polkitd", "procps", "python3", "rpm", "systemd", "systemd-sysv", "util-linux",
 }
 

@@ -12,11 +12,16 @@
  *   xid                   "gpu xid instance": one event, taken by the next wait
  *
  * -DNO_OPTIONAL leaves out what old drivers lack, -DNOT_NVML leaves out the rest.
+ * -DSTEP_MS=1000 looks for events less often: the real wait costs nothing.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#ifndef STEP_MS
+#define STEP_MS 10
+#endif
 
 typedef struct { int gpu, slice; } dev; /* slice -1: the GPU itself */
 static dev table[8][8];                  /* [gpu][0] = GPU, [gpu][1..7] = slices */
@@ -129,7 +134,7 @@ struct event { dev *d; unsigned long long type, data; unsigned gi, ci; };
 int nvmlEventSetWait_v2(void *set, struct event *e, unsigned ms)
 {
     (void)set;
-    for (unsigned t = 0; t <= ms; t += 10) {
+    for (unsigned t = 0; t <= ms; t += STEP_MS) {
         int g, r = number("wait", -1, 0);
         unsigned long long xid, gi;
         if (r) {
@@ -147,7 +152,7 @@ int nvmlEventSetWait_v2(void *set, struct event *e, unsigned ms)
                 return 0;
             }
         }
-        usleep(10000);
+        usleep(STEP_MS * 1000);
     }
     return 10;
 }
