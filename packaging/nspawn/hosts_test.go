@@ -159,7 +159,7 @@ func TestHostMayWriteWhatIsScratchAndReadWhatIsNot(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "machine's", string(b))
 
-	h.Run(t, "systemd-run -q --unit=sleeper sleep 1000")
+	h.Run(t, "systemd-run -q -p Type=exec --unit=sleeper sleep 1000")
 	got := h.Processes(t, func(p host.Process) bool { return p.Args[0] == "/usr/bin/sleep" || p.Args[0] == "sleep" })
 	require.Len(t, got, 1)
 	assert.Equal(t, "/system.slice/sleeper.service", got[0].Cgroup)

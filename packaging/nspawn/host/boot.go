@@ -165,7 +165,7 @@ func (h *Host) Start(ctx context.Context) error {
 	}
 	leader, err := h.awaitReady(ctx, notify)
 	if err != nil {
-		h.powerOff()
+		_ = h.powerOff()
 		console, _ := os.ReadFile(h.console())
 		return fmt.Errorf("%w; its console ends:\n%s", err, tail(string(console), 2000))
 	}

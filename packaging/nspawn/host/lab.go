@@ -47,7 +47,7 @@ func Open(ctx context.Context, cache string) (*Lab, error) {
 	id := fmt.Sprintf("wt%d", os.Getpid())
 	l := &Lab{id: id, dir: filepath.Join(runsDir, id), disk: filepath.Join(cache, "hosts", id), rootfs: rootfs}
 	if err := l.setUp(); err != nil {
-		l.Close()
+		_ = l.Close()
 		return nil, fmt.Errorf("open lab: %w", err)
 	}
 	return l, nil

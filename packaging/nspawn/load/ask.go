@@ -21,7 +21,7 @@ func (l *Load) Stop() *Tally {
 }
 
 // callTime bounds one call: who waits for longer has been let down.
-const callTime = 10 * time.Second
+const callTime = 30 * time.Second
 
 // maxInFlight bounds the calls of one Ask that wait for their answers: more would
 // only measure this process.
