@@ -80,7 +80,7 @@ test-hosts: host-tools packages runtimes $(ETCD) ## warmd on booted Debian hosts
 	  go test -count=1 -timeout 40m -v $(if $(HOSTS),-run '$(HOSTS)',-skip '$(FAULTS)') ./packaging/nspawn
 
 # Minutes of faults each, and not yet all green: see the issue. `make test-faults` runs them.
-FAULTS := Fleet|RealVLLMOutlives|MemoryKiller|StopOfTheSlice|RestartsOfTheAgent
+FAULTS := Fleet|RealVLLMOutlives|MemoryKiller|StopOfTheSlice
 test-faults: ## faults of a fleet, and of the control plane under real vLLM, on booted hosts
 	@$(MAKE) --no-print-directory test-hosts HOSTS='$(FAULTS)'
 
