@@ -15,6 +15,7 @@ package bench
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -60,6 +61,9 @@ type Sample struct {
 	// Cached is the share of the files that the page cache held before the start.
 	Cached Cached `json:"cached"`
 	Stages Stages `json:"stages"`
+	// Config is the hash of what the engine logs about its configuration, empty when it
+	// could not be read.
+	Config string `json:"engine_config_sha256,omitempty"`
 
 	config string
 }
@@ -114,7 +118,9 @@ func (p Plan) one(ctx context.Context, a Arm) (s Sample, err error) {
 	}
 	s.Seconds, s.Answers, s.Text = got.token.Sub(sent).Seconds(), got.answers.Sub(sent).Seconds(), got.text
 	s.Load1After = Load1()
-	s.config = e.Config(ctx)
+	if s.config = e.Config(ctx); s.config != "" {
+		s.Config = fmt.Sprintf("%x", sha256.Sum256([]byte(s.config)))
+	}
 	s.Stages = StagesOf(Moments{Sent: sent, Answers: got.answers, Token: got.token, Trace: e.Trace(ctx)})
 	return s, nil
 }

@@ -214,9 +214,24 @@ func (r *Report) About() []string {
 		fmt.Sprintf("page cache %s: %s", r.Pages, r.PagesBy),
 	}
 	if len(r.Samples) > 0 {
-		lines = append(lines, fmt.Sprintf("every arm answered %q", r.Samples[0].Text))
+		lines = append(lines, fmt.Sprintf("every arm answered %q; %s", r.Samples[0].Text, r.configs()))
 	}
 	return lines
+}
+
+// configs says what is known about the engines' own configurations; different ones
+// have ended the run.
+func (r *Report) configs() string {
+	var silent []string
+	for _, s := range r.Samples {
+		if s.Config == "" && !slices.Contains(silent, s.Arm) {
+			silent = append(silent, s.Arm)
+		}
+	}
+	if len(silent) > 0 {
+		return "the engine of " + strings.Join(silent, ", ") + " did not log its configuration, so only the flags given are known to be the same"
+	}
+	return "every engine logged the same configuration"
 }
 
 func (r *Report) load(pick func([]float64) float64) float64 {
