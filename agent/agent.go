@@ -266,9 +266,7 @@ func (a *Agent) addDevices() error {
 			Node: a.cfg.Node, ID: dev.ID, Kind: dev.Kind, Name: dev.Name, TotalBytes: dev.TotalBytes,
 			Slots: a.cfg.slots(dev.ID, dev.Kind, dev.TotalBytes), Draining: a.draining.Load(), Warm: a.warmOn(dev.ID), Runtimes: rts,
 			Memory: memory{a.inv, dev.ID}, Journal: a.journal, Ports: a.ports, NewID: workerIDs(i), Probe: device.Probe,
-			Trace: func(head placement.Trace, parent string, at time.Time) device.Trace {
-				return a.recorder.Begin(head, parent, at)
-			},
+			Trace: a.recording(),
 			Resume: func(id string) device.Trace {
 				if t, ok := a.recorder.Resume(id); ok {
 					return t
@@ -283,6 +281,17 @@ func (a *Agent) addDevices() error {
 		a.devices = append(a.devices, d)
 	}
 	return nil
+}
+
+// recording begins traces; nil when none are to be kept: then engines are not asked
+// for their spans either, and a start costs what it costs without a recorder.
+func (a *Agent) recording() func(placement.Trace, string, time.Time) device.Trace {
+	if a.cfg.KeepTraces == 0 {
+		return nil
+	}
+	return func(head placement.Trace, parent string, at time.Time) device.Trace {
+		return a.recorder.Begin(head, parent, at)
+	}
 }
 
 // warmOn is how many workers of each runtime are wanted parked on a device, which

@@ -69,7 +69,7 @@ type Config struct {
 	TLS access.Files `toml:"tls"`
 	// Access gives roles to groups of this host; certificates carry theirs.
 	Access access.Groups `toml:"access"`
-	// KeepTraces bounds the kept traces.
+	// KeepTraces bounds the kept traces; with 0 no start is recorded.
 	KeepTraces int `toml:"keep_traces"`
 	// Trace says where traces go besides.
 	Trace TraceConfig `toml:"trace"`
@@ -193,8 +193,8 @@ func (c Config) Validate() error {
 		}
 		errs = append(errs, checkWarm("devices."+id+".warm", d.Warm))
 	}
-	if c.KeepTraces < 1 || c.KeepTraces > 100000 {
-		bad("keep_traces", "%d must be between 1 and 100000", c.KeepTraces)
+	if c.KeepTraces < 0 || c.KeepTraces > 100000 {
+		bad("keep_traces", "%d must be between 0 and 100000", c.KeepTraces)
 	}
 	if c.Trace.Collector != "" {
 		if err := trace.CheckCollector(c.Trace.Collector); err != nil {

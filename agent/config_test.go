@@ -67,7 +67,7 @@ endpoint_host = "0.0.0.0"
 endpoint_ports = "1-70000"
 model_roots = ["models"]
 device = "tpu"
-keep_traces = 0
+keep_traces = -1
 log_level = "loud"
 noed = 1
 [warm]

@@ -252,6 +252,19 @@ func TestTheTraceOfAStartIsKept(t *testing.T) {
 	require.Len(t, all, 1)
 }
 
+func TestNoTraceIsKeptWhenNoneIsWanted(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, func(c *Config) { c.KeepTraces = 0 })
+	n.start()
+	last, err := n.place("p1", 1, placement.Request{Model: "tiny"})
+	require.NoError(t, err)
+	require.Equal(t, placement.EventReady, last.Event)
+	require.Empty(t, last.Placement.TraceID)
+	all, err := n.client.Traces(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, all)
+}
+
 // A client that sends a byte now and then is cut off; others are not held up.
 func TestASlowClientIsCutOff(t *testing.T) {
 	t.Parallel()

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"warmd/agent/api"
 	"warmd/agent/internal/device"
 	"warmd/agent/runtime"
 	"warmd/placement"
@@ -90,6 +91,45 @@ func (n *node) spawn() (kill func()) {
 		require.NoError(n.t, n.stop())
 	})
 	return kill
+}
+
+func TestTheTraceOfAStartOutlivesTheAgentThatRecordedIt(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nil)
+	kill := n.spawn()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		_ = n.client.Place(ctx, "p1", api.Claim{Attempt: 1, Request: placement.Request{Model: "tiny", Name: "slow"}, DeadlineSeconds: 60}, func(placement.Progress) bool { return true })
+	}()
+	recorded := func() bool {
+		files, _ := filepath.Glob(filepath.Join(n.cfg.DataDir, "traces", "*.trace.json"))
+		if len(files) != 1 {
+			return false
+		}
+		raw, err := os.ReadFile(files[0])
+		return err == nil && strings.Contains(string(raw), `"spawn"`)
+	}
+	require.Eventually(t, recorded, 10*time.Second, 10*time.Millisecond, "what is known is on the disk while the start goes on")
+	was, err := n.client.Trace(t.Context(), "p1")
+	require.NoError(t, err)
+	require.Zero(t, was.Total)
+	kill()
+
+	n.run(n.cfg)
+	last := placement.Progress{}
+	require.NoError(t, n.client.Place(t.Context(), "p1", api.Claim{Attempt: 1, Request: placement.Request{Model: "tiny", Name: "slow"}, DeadlineSeconds: 60}, func(p placement.Progress) bool { last = p; return true }))
+	require.Equal(t, placement.EventReady, last.Event, "%+v", last.Error)
+	is, err := n.client.Trace(t.Context(), "p1")
+	require.NoError(t, err)
+	require.Equal(t, was.TraceID, is.TraceID)
+	require.Greater(t, is.Total, 1.0, "from the request that the first agent got")
+	require.Empty(t, is.Failed)
+	var names []string
+	for _, p := range is.Phases {
+		names = append(names, p.Name)
+	}
+	require.Subset(t, names, []string{"journal", "spawn", "first token"})
 }
 
 func TestKillingTheAgentLosesNothing(t *testing.T) {

@@ -92,7 +92,7 @@ func (d *demo) run(ctx context.Context) error {
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- runDev(ctx, devConfig{
-			Data: data, Runtimes: d.root, Models: []string{models}, Nodes: 1, Slots: 1, Device: "cpu", Log: d.log,
+			Data: data, Runtimes: d.root, Models: []string{models}, Nodes: 1, Slots: 1, Device: "cpu", KeepTraces: 1, Log: d.log,
 			Ready: func() { close(ready) },
 		})
 	}()

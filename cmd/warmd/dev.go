@@ -29,6 +29,8 @@ type devConfig struct {
 	Nodes    int
 	// Slots of each node's cpu-0; 0 takes the default.
 	Slots int
+	// KeepTraces is as in agent.toml.
+	KeepTraces int
 	// Device is auto, cpu or cuda. Several nodes share one host's GPUs only on cpu.
 	Device string
 	Listen []string // the coordinator's TCP addresses
@@ -58,6 +60,7 @@ func devCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "models", Usage: "`DIR` that models may be in; may be repeated"},
 			&cli.IntFlag{Name: "nodes", Value: 1, Usage: "`N` agents in this process: a small fleet on a laptop"},
 			&cli.IntFlag{Name: "slots", Usage: "`N` placements at once on each cpu-0"},
+			&cli.IntFlag{Name: "keep-traces", Value: agent.DefaultConfig().KeepTraces, Usage: "`N` traces of starts are kept; 0 records none"},
 			&cli.StringFlag{Name: "device", Value: "auto", Usage: "devices to manage: `auto|cpu|cuda`"},
 			&cli.StringSliceFlag{Name: "listen", Usage: "`HOST:PORT` for the coordinator besides its Unix socket; may be repeated"},
 			logFlag(),
@@ -72,7 +75,7 @@ func devCommand() *cli.Command {
 			}
 			cfg := devConfig{
 				Data: c.String("data"), Runtimes: c.String("runtimes"), Models: c.StringSlice("models"), Nodes: c.Int("nodes"),
-				Slots: c.Int("slots"), Device: c.String("device"), Listen: c.StringSlice("listen"), Log: log,
+				Slots: c.Int("slots"), KeepTraces: c.Int("keep-traces"), Device: c.String("device"), Listen: c.StringSlice("listen"), Log: log,
 			}
 			cfg.Ready = func() {
 				fmt.Fprintf(c.App.ErrWriter, "warmd dev is ready: %d node(s), data in %s\n  warmctl nodes\n  warmctl place MODEL\n", cfg.Nodes, cfg.Data)
@@ -239,7 +242,7 @@ func devAgent(cfg devConfig, i int) agent.Config {
 	if i > 0 {
 		c.Socket = filepath.Join(cfg.Data, fmt.Sprintf("agent-%d.sock", i+1))
 	}
-	c.Device, c.EndEngines, c.Version = cfg.Device, true, version
+	c.Device, c.EndEngines, c.Version, c.KeepTraces = cfg.Device, true, version, cfg.KeepTraces
 	if cfg.Nodes > 1 && c.Device == "auto" {
 		c.Device = "cpu" // several agents must not manage the same GPU
 	}
