@@ -171,3 +171,51 @@ func TestWhatDeadCoordinatorsLeftIsTakenOverWithinSixSeconds(t *testing.T) {
 	}, 10*time.Second, 10*time.Millisecond, "and finished, on the slots they had")
 	assert.Len(t, a.Held(), 4)
 }
+
+// One of two ways to etcd falls silent, as that to a stopped member does: its kernel
+// still takes what is sent. Nobody's lease runs out, so nobody else leads, and placing
+// goes on.
+func TestASilentMemberOfEtcdCostsNoLeaseAndNoPlacement(t *testing.T) {
+	etcd := storetest.StartEtcd(t)
+	a := agenttest.New("n1", 64, &agenttest.History{})
+	a.Serve(t)
+	nodes := agenttest.NewNodes(a).Live()
+	t.Cleanup(func() {
+		for _, p := range a.Held() {
+			_, _ = a.Release(p.ID)
+		}
+	})
+	socket := strings.TrimPrefix(etcd.Endpoint(), "unix://")
+	silent, sound := newWire(t, socket), newWire(t, socket)
+	c, client, _ := startCoordinator(t, "c1", etcd, nodes, func(c *Config, _ *Options) {
+		c.Endpoints = []string{"http://" + silent.Addr().String(), "http://" + sound.Addr().String()}
+	})
+	kv := etcd.Client()
+	lease := func() (id int64) {
+		got, err := kv.Get(t.Context(), "/warmd/coordinators/"+c.instance)
+		require.NoError(t, err)
+		if len(got.Kvs) == 0 {
+			return 0
+		}
+		return got.Kvs[0].Lease
+	}
+	require.Eventually(t, func() bool {
+		leader, err := c.election.Leader(t.Context())
+		return err == nil && leader == "c1" && lease() != 0
+	}, 10*time.Second, 10*time.Millisecond)
+	for i := range 4 { // both ways are in use
+		_, err := client.Place(t.Context(), request(fmt.Sprintf("before-%d", i)), "ready", nil)
+		require.NoError(t, err)
+	}
+	before := lease()
+	silent.cut()
+	for i := range 24 { // six lives of a lease of 2 s, if each waits for the silent one
+		begin := time.Now()
+		require.Eventually(t, func() bool {
+			_, err := client.Place(t.Context(), request(fmt.Sprintf("after-%d", i)), "ready", nil)
+			return err == nil
+		}, 10*time.Second, 10*time.Millisecond)
+		time.Sleep(time.Until(begin.Add(250 * time.Millisecond)))
+		require.Equal(t, before, lease(), "the lease lives")
+	}
+}

@@ -18,8 +18,10 @@ import (
 // take one (warmd dev injects that of its embedded server) without importing etcd.
 type Client = clientv3.Client
 
-// callTime bounds every call: with etcd away a placement is refused within 2 s.
-const callTime = 1500 * time.Millisecond
+// tryTimes bound the tries of a call. The second one goes to another member: the first
+// may be stopped, which its kernel does not say. Together they bound the call, so that
+// with etcd away a placement is refused within 2 s.
+var tryTimes = []time.Duration{600 * time.Millisecond, 900 * time.Millisecond}
 
 // listPage keeps one answer of a listing small; a record may have half a MiB.
 const listPage = 200
@@ -97,7 +99,10 @@ func (s *Etcd) Update(ctx context.Context, r Record, f Fence) (Record, error) {
 		return Record{}, ErrNotFound
 	case have[0].ModRevision == r.Revision:
 		return Record{}, ErrFenced
-	case f == NoFence && bytes.Equal(have[0].Value, raw):
+	case bytes.Equal(have[0].Value, raw): // the first try was applied after all
+		if err := s.onlyIfFenced(ctx, f); err != nil {
+			return Record{}, err
+		}
 		return decode(have[0].Value, have[0].ModRevision)
 	}
 	return Record{}, s.whyLost(ctx, f)
@@ -132,11 +137,9 @@ func (s *Etcd) Get(ctx context.Context, id string) (Record, error) {
 
 // ByRequest reads the record that a request id names.
 func (s *Etcd) ByRequest(ctx context.Context, requestID string) (Record, error) {
-	c, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	resp, err := s.cl.Get(c, s.request(requestID))
+	resp, err := s.read(ctx, s.request(requestID))
 	if err != nil {
-		return Record{}, s.explain(ctx, err)
+		return Record{}, err
 	}
 	if len(resp.Kvs) == 0 {
 		return Record{}, ErrNotFound
@@ -145,11 +148,9 @@ func (s *Etcd) ByRequest(ctx context.Context, requestID string) (Record, error) 
 }
 
 func (s *Etcd) get(ctx context.Context, key string) (Record, error) {
-	c, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	resp, err := s.cl.Get(c, key)
+	resp, err := s.read(ctx, key)
 	if err != nil {
-		return Record{}, s.explain(ctx, err)
+		return Record{}, err
 	}
 	if len(resp.Kvs) == 0 {
 		return Record{}, ErrNotFound
@@ -170,11 +171,9 @@ func (s *Etcd) list(ctx context.Context) (all []Record, rev int64, err error) {
 		if rev != 0 {
 			opts = append(opts, clientv3.WithRev(rev))
 		}
-		c, cancel := context.WithTimeout(ctx, callTime)
-		resp, err := s.cl.Get(c, from, opts...)
-		cancel()
+		resp, err := s.read(ctx, from, opts...)
 		if err != nil {
-			return nil, 0, s.explain(ctx, err)
+			return nil, 0, err
 		}
 		if rev == 0 {
 			rev = resp.Header.Revision
@@ -195,20 +194,43 @@ func (s *Etcd) list(ctx context.Context) (all []Record, rev int64, err error) {
 
 // Ping reports whether etcd answers with a quorum.
 func (s *Etcd) Ping(ctx context.Context) error {
-	c, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	_, err := s.cl.Get(c, s.prefix+"ping", clientv3.WithKeysOnly())
+	_, err := s.read(ctx, s.prefix+"ping", clientv3.WithKeysOnly())
+	return err
+}
+
+// call makes a call, and makes it again if the first try took too long. So every call
+// must bear to be made twice: reads do, and transactions say whether they are in place.
+func (s *Etcd) call(ctx context.Context, do func(context.Context) error) (err error) {
+	for _, t := range tryTimes {
+		try, cancel := context.WithTimeout(ctx, t)
+		err = do(try)
+		late := try.Err() != nil
+		cancel()
+		if err == nil || ctx.Err() != nil || !late {
+			break
+		}
+	}
 	return s.explain(ctx, err)
+}
+
+func (s *Etcd) read(ctx context.Context, key string, opts ...clientv3.OpOption) (resp *clientv3.GetResponse, err error) {
+	err = s.call(ctx, func(ctx context.Context) (err error) {
+		resp, err = s.cl.Get(ctx, key, opts...)
+		return err
+	})
+	return resp, err
 }
 
 func (s *Etcd) txn(ctx context.Context, conds []clientv3.Cmp, f Fence, then []clientv3.Op, otherwise ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	if f != NoFence {
 		conds = append(conds, clientv3.Compare(clientv3.CreateRevision(f.Key), "=", f.Rev))
 	}
-	c, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	resp, err := s.cl.Txn(c).If(conds...).Then(then...).Else(otherwise...).Commit()
-	return resp, s.explain(ctx, err)
+	var resp *clientv3.TxnResponse
+	err := s.call(ctx, func(ctx context.Context) (err error) {
+		resp, err = s.cl.Txn(ctx).If(conds...).Then(then...).Else(otherwise...).Commit()
+		return err
+	})
+	return resp, err
 }
 
 // whyLost says which condition of a lost transaction did not hold: a writer that
@@ -224,11 +246,9 @@ func (s *Etcd) onlyIfFenced(ctx context.Context, f Fence) error {
 	if f == NoFence {
 		return nil
 	}
-	c, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	resp, err := s.cl.Get(c, f.Key)
+	resp, err := s.read(ctx, f.Key)
 	if err != nil {
-		return s.explain(ctx, err)
+		return err
 	}
 	if len(resp.Kvs) == 0 || resp.Kvs[0].CreateRevision != f.Rev {
 		return ErrFenced

@@ -2,14 +2,13 @@ package sweep
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"path"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"warmd/coordinator/internal/store"
 )
@@ -54,58 +53,80 @@ func (e *Election) Run(ctx context.Context, lead func(ctx context.Context, f sto
 
 // term is one lease, from its grant to its end.
 func (e *Election) term(ctx context.Context, lead func(context.Context, store.Fence)) error {
-	grant, err := e.Client.Grant(ctx, int64(e.TTL))
+	lease, granted, err := e.grant(ctx)
 	if err != nil {
 		return fmt.Errorf("get a lease: %w", err)
 	}
-	// The session must outlive ctx by the farewell, so it has a context of its own.
-	sctx, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
-	session, err := concurrency.NewSession(e.Client, concurrency.WithTTL(e.TTL), concurrency.WithLease(grant.ID), concurrency.WithContext(sctx))
+	tctx, end := context.WithCancelCause(ctx)
+	var keeping sync.WaitGroup
+	keeping.Go(func() { end(e.keep(tctx, lease, granted)) })
+	defer func() {
+		end(nil)
+		keeping.Wait()
+		e.part(lease)
+	}()
+	fence, err := e.campaign(tctx, lease)
 	if err != nil {
-		return fmt.Errorf("keep the lease: %w", err)
-	}
-	defer e.part(session)
-	if _, err := e.Client.Put(ctx, e.Prefix+"coordinators/"+e.Instance, e.Name, clientv3.WithLease(grant.ID)); err != nil {
-		return fmt.Errorf("register: %w", err)
-	}
-	// Campaign does not notice that its own lease ran out while it waited: it would
-	// return as the leader of nothing. So the session ends it.
-	tctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(session.Ctx(), cancel)
-	defer stop()
-	election := concurrency.NewElection(session, e.Prefix+"leader")
-	won := make(chan error, 1)
-	// In a goroutine, since a cancelled Campaign resigns without a deadline.
-	go func() { won <- election.Campaign(tctx, e.Name) }()
-	select {
-	case <-tctx.Done():
-		return errors.New("the lease ended while waiting to lead")
-	case err = <-won:
-	}
-	if err != nil {
-		return fmt.Errorf("campaign: %w", err)
-	}
-	fence := store.Fence{Key: election.Key(), Rev: election.Rev()}
-	got, err := e.Client.Get(tctx, fence.Key)
-	if err != nil {
-		return fmt.Errorf("confirm the election: %w", err)
-	}
-	if len(got.Kvs) == 0 || got.Kvs[0].CreateRevision != fence.Rev {
-		return errors.New("elected with a lease that has ended")
+		if cause := context.Cause(tctx); cause != nil {
+			err = cause
+		}
+		return err
 	}
 	lead(tctx, fence)
 	return nil
 }
 
+// campaign registers this coordinator and waits until it is the oldest candidate.
+//
+// Not that of etcd's package concurrency: it waits on one watch, and the member that
+// serves it may be stopped or cut off; and it would return as the leader of nothing when
+// its own lease has run out meanwhile.
+func (e *Election) campaign(ctx context.Context, lease clientv3.LeaseID) (store.Fence, error) {
+	key := fmt.Sprintf("%sleader/%x", e.Prefix, int64(lease))
+	err := e.ask(ctx, func(ctx context.Context) error {
+		_, err := e.Client.Txn(ctx).Then(
+			clientv3.OpPut(e.Prefix+"coordinators/"+e.Instance, e.Name, clientv3.WithLease(lease)),
+			clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
+				[]clientv3.Op{clientv3.OpPut(key, e.Name, clientv3.WithLease(lease))}, nil),
+		).Commit()
+		return err
+	})
+	if err != nil {
+		return store.Fence{}, fmt.Errorf("register: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	left := make(chan struct{}, 1)
+	watching.Go(func() { _ = e.watch(ctx, "leader/", func() { poke(left) }) })
+	for {
+		var got *clientv3.GetResponse
+		err := e.ask(ctx, func(ctx context.Context) (err error) {
+			got, err = e.Client.Get(ctx, e.Prefix+"leader/", clientv3.WithFirstCreate()...)
+			return err
+		})
+		if err == nil && len(got.Kvs) > 0 && string(got.Kvs[0].Key) == key {
+			return store.Fence{Key: key, Rev: got.Kvs[0].CreateRevision}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return store.Fence{}, ctx.Err()
+		case <-left:
+		case <-time.After(lookPause):
+		}
+	}
+}
+
+// lookPause is how often a candidate looks whether it leads, whatever its watch says.
+const lookPause = time.Second
+
 // part gives office and lease back at once, so that a successor need not wait for it
 // to run out.
-func (e *Election) part(s *concurrency.Session) {
+func (e *Election) part(lease clientv3.LeaseID) {
 	ctx, cancel := context.WithTimeout(context.Background(), partTime)
 	defer cancel()
-	s.Orphan()
-	_, _ = e.Client.Revoke(ctx, s.Lease())
+	_, _ = e.Client.Revoke(ctx, lease)
 }
 
 // Living names the instances that hold a lease now.
@@ -126,9 +147,14 @@ func (e *Election) Living(ctx context.Context) (map[string]bool, error) {
 // Watch calls gone soon after a coordinator has left or its lease has run out, until
 // ctx ends. A lost watch starts over; what it missed, the sweeper's own pause finds.
 func (e *Election) Watch(ctx context.Context, gone func()) error {
+	return e.watch(ctx, "coordinators/", gone)
+}
+
+// watch calls gone when a key below a folder is deleted.
+func (e *Election) watch(ctx context.Context, folder string, gone func()) error {
 	for ctx.Err() == nil {
 		wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-		for resp := range e.Client.Watch(wctx, e.Prefix+"coordinators/", clientv3.WithPrefix(), clientv3.WithFilterPut()) {
+		for resp := range e.Client.Watch(wctx, e.Prefix+folder, clientv3.WithPrefix(), clientv3.WithFilterPut()) {
 			if len(resp.Events) > 0 {
 				gone()
 			}

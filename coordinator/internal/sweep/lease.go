@@ -1,0 +1,94 @@
+package sweep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// errLeaseEnded ends a term.
+var errLeaseEnded = errors.New("the lease has ended")
+
+func (e *Election) ttl() time.Duration { return time.Duration(e.TTL) * time.Second }
+
+// grant gets a lease, and says when it was asked for: it lives from then on, at least.
+func (e *Election) grant(ctx context.Context) (id clientv3.LeaseID, asked time.Time, err error) {
+	err = e.ask(ctx, func(ctx context.Context) error {
+		asked = time.Now()
+		got, err := e.Client.Grant(ctx, int64(e.TTL))
+		if err == nil {
+			id = got.ID
+		}
+		return err
+	})
+	return id, asked, err
+}
+
+// keep renews a lease until ctx ends, and returns when it may have run out.
+//
+// Every renewal is a call of its own, short enough for others to follow it. The client's
+// KeepAlive holds a stream to one member: if that is stopped, gRPC takes 12 s to notice,
+// and the lease of a healthy coordinator runs out.
+func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.Time) error {
+	pause := e.ttl() / 3
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+		begin := time.Now()
+		switch err := e.renew(ctx, id); {
+		case err == nil:
+			renewed, pause = begin, e.ttl()/3
+		case errors.Is(err, errLeaseEnded):
+			return err
+		case time.Since(renewed) > e.ttl():
+			return fmt.Errorf("%w: %w", errLeaseEnded, err)
+		default:
+			pause = e.ttl() / 50
+		}
+	}
+}
+
+// renew asks one member, the next one with every call.
+func (e *Election) renew(ctx context.Context, id clientv3.LeaseID) error {
+	ctx, cancel := context.WithTimeout(ctx, e.ttl()/6)
+	defer cancel()
+	stream, err := clientv3.RetryLeaseClient(e.Client).LeaseKeepAlive(ctx)
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
+		return err
+	}
+	got, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if got.TTL <= 0 {
+		return errLeaseEnded
+	}
+	return nil
+}
+
+// askTries is how many members are asked before a call is given up.
+const askTries = 3
+
+// ask makes a call that may be made twice, with little time for each try: the client
+// goes on to another member, and one that is stopped would take all the time there is.
+func (e *Election) ask(ctx context.Context, call func(context.Context) error) (err error) {
+	for range askTries {
+		try, cancel := context.WithTimeout(ctx, partTime)
+		err = call(try)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
