@@ -10,6 +10,8 @@ import threading
 import half as halves
 from half import now
 
+LAST_WORDS_S = 3  # for a dying engine, whose words say more than that its server is left alone
+
 
 class Door:
     """ASGI middleware (vLLM's --middleware flag) whose only job is to get hold of the uvicorn server, for drain.
@@ -66,7 +68,9 @@ def main(half, load):
             },
         )
 
-    uvloop.run(serve())  # returns after a drain, and after a SIGTERM
+    uvloop.run(serve())  # returns after a drain, after a SIGTERM, and when the engine has said that it is dead
+    if half.state == "serving" and not half.await_peer(LAST_WORDS_S):
+        raise RuntimeError("the server ended, and nobody asked for it")
 
 
 def _dial(sock):

@@ -32,6 +32,7 @@ class Half:
         self.placement = self.attempt = self.load = self.drain = None
         self.me = process.stat(os.getpid())
         self._exit_code, self._stop, self._thread = None, False, None
+        self._alone = threading.Event()
         server.handler = self._handle
 
     # -- reporting, from any thread
@@ -167,9 +168,14 @@ class Half:
             if process.start_time(peer["pid"]) in (0, peer["start"]):  # nobody else has that pid as its session by now
                 process.kill_session(peer["pid"])
             self._exit_code = PAIR_LOST
+            self._alone.set()
             self.server.unwatch(fd)
 
         self.server.watch(fd, gone)
+
+    def await_peer(self, seconds):
+        """Waits for the other half to end, and this one with it: whoever ends first is taken for the cause."""
+        return self._alone.wait(seconds)
 
     def _op_drain(self, client, msg):
         if self.role != "api":

@@ -193,7 +193,8 @@ def test_kill_9_of_the_vllm_worker_ends_the_pair(pair, models):
     children = [s for s in process.session_members(pair.engine_name["pid"]) if s.pid != pair.engine_name["pid"] and not process.is_tracker(s.pid)]
     assert children, "on the CPU platform the worker is a process of its own"
     os.kill(children[0].pid, signal.SIGKILL)
-    pair.wait_exits()
+    engine, api = pair.wait_exits()
+    assert engine["cause"] == "exit" and api["cause"] == "pair", "the engine is the cause, not the server that was left alone"
     traces.assert_gone()
 
 
