@@ -49,6 +49,9 @@ func serve(t *testing.T, s *solo, name string) *serving {
 		client := &http.Client{Transport: &http.Transport{DialContext: lab.Dial, DisableKeepAlives: kind == "new"}}
 		v.streams[kind] = load.Repeat(t.Context(), 1, func(ctx context.Context) error {
 			defer time.Sleep(100 * time.Millisecond) // the other core is for what is under test
+			// On a busy machine a completion takes long, and has not failed.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
 			return load.Complete(ctx, client, v.placed.Endpoint, name, tokens)
 		})
 	}
