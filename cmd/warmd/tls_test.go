@@ -209,9 +209,13 @@ func TestCertificatesAndCARotateUnderRequestsWithoutALoss(t *testing.T) {
 	x.issue()
 	x.fleet.Files("place", "ada")
 	x.both(t, "the new certificates are shown", func(tr *http.Transport, at string) error { return signedBy(tr, at, newCA) }, first)
-	if got := signer(ours.Leaf()); got != newCA.Cert.Subject.CommonName {
-		t.Errorf("our own certificate is still signed by %s", got)
-	}
+	// Files are looked at once a second at most: the old CA may only go when we show the new one.
+	eventually(t, 10*time.Second, "our own certificate is the new one", func() error {
+		if got := signer(ours.Leaf()); got != newCA.Cert.Subject.CommonName {
+			return fmt.Errorf("signed by %s", got)
+		}
+		return nil
+	})
 	x.fleet.Trust(newCA)
 	x.both(t, "the old CA is refused", func(tr *http.Transport, at string) error {
 		err := ask(tr, at)
