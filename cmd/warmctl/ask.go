@@ -20,8 +20,13 @@ type answerer struct {
 	instead string
 }
 
+// coordinator is the client of the coordinator. A command that asks again and again
+// keeps its connection.
 func (c *call) coordinator() (*coordapi.Client, address, error) {
 	a := c.coordinatorAddress()
+	if k := c.kept.coordinator; k != nil && c.kept.coordinatorAddr == a {
+		return k, a, nil
+	}
 	addr, rt, err := c.connect(a, access.UnitCoordinator)
 	if err != nil {
 		return nil, a, err
@@ -31,11 +36,15 @@ func (c *call) coordinator() (*coordapi.Client, address, error) {
 		return nil, a, badAddress(a, err)
 	}
 	c.conns = append(c.conns, k)
+	c.kept.coordinator, c.kept.coordinatorAddr = k, a
 	return k, a, nil
 }
 
 func (c *call) agent() (*agentapi.Client, address, error) {
 	a := c.agentAddress()
+	if k := c.kept.agent; k != nil && c.kept.agentAddr == a {
+		return k, a, nil
+	}
 	addr, rt, err := c.connect(a, access.UnitAgent)
 	if err != nil {
 		return nil, a, err
@@ -45,6 +54,7 @@ func (c *call) agent() (*agentapi.Client, address, error) {
 		return nil, a, badAddress(a, err)
 	}
 	c.conns = append(c.conns, k)
+	c.kept.agent, c.kept.agentAddr = k, a
 	return k, a, nil
 }
 

@@ -8,6 +8,9 @@ import (
 	"sync/atomic"
 
 	"github.com/urfave/cli/v2"
+
+	agentapi "warmd/agent/api"
+	coordapi "warmd/coordinator/api"
 )
 
 // command is one command: what runs it, and all that help, man pages, the
@@ -106,6 +109,11 @@ type call struct {
 	format string
 	json   bool
 	conns  []interface{ Close() }
+	kept   struct { // the clients of the last addresses
+		coordinator                *coordapi.Client
+		agent                      *agentapi.Client
+		coordinatorAddr, agentAddr address
+	}
 	// answered says whether the server that was asked last has answered at all.
 	answered atomic.Bool
 	// remarks are what a server said about its answer, see remarks.go.

@@ -20,7 +20,7 @@ type console struct {
 	Width int
 	// OutTTY and ErrTTY say whether a person looks at the stream.
 	OutTTY, ErrTTY bool
-	// Poll is the pause between two looks of a command that waits (drain --wait),
+	// Poll is the pause between two looks of a command that waits (drain),
 	// and between two tries to follow a placement again.
 	Poll time.Duration
 	// Host is the root of the file system that doctor looks at.

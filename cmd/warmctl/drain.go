@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,18 +17,19 @@ import (
 func drainCommand() command {
 	return command{
 		name: "drain", args: "NODE", min: 1, max: 1, complete: "nodes",
-		short: "let a node take no new placements",
-		long: `What runs on the node goes on; parked workers stay. The mark survives a restart of
-the agent and ends with warmctl undrain. With --wait the command comes back when
-nothing runs on the node any more: release its placements, or let their owners do it.
-For the node it runs on it works without a coordinator too.`,
+		short: "let a node take no new placements, and wait until it is empty",
+		long: `What runs on the node goes on; workers that wait parked are ended. The command tells
+what has ended, and comes back when nothing runs on the node any more: release its
+placements, or let their owners do it. The mark survives a restart of the agent, and an
+end of this command, until warmctl undrain. For the node it runs on it works without a
+coordinator too.`,
 		examples: []example{
-			{"warmctl drain gpu-host-1", ""},
-			{"warmctl drain gpu-host-1 --wait --timeout 30m", "before maintenance"},
+			{"warmctl drain gpu-host-1 --timeout 30m", "before maintenance"},
+			{"warmctl drain gpu-host-1 --no-wait", "only say what still runs there"},
 		},
 		flags: []cli.Flag{
-			&cli.BoolFlag{Name: "wait", Usage: "wait until nothing runs there"},
-			&cli.StringFlag{Name: "timeout", Value: "10m", Usage: "`TIME`: longest wait"},
+			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait until nothing runs there"},
+			&cli.StringFlag{Name: "timeout", Value: "10m", Usage: "`TIME`: longest wait; the node goes on draining"},
 		},
 		run: runDrain,
 	}
@@ -88,37 +90,61 @@ func runDrain(c *call) error {
 	if err != nil {
 		return err
 	}
-	left, busy, err := c.running(c.ctx, capacity.Node)
+	left, err := c.running(c.ctx, capacity.Node)
 	if err != nil {
 		return err
 	}
 	if !c.json {
 		fmt.Fprintf(c.Out, "%s takes no new placements\n", capacity.Node)
 	}
-	if c.flags.Bool("wait") && (len(left) > 0 || busy > 0) {
-		if left, err = c.waitEmpty(capacity.Node, timeout, left, busy); err != nil {
+	if !c.flags.Bool("no-wait") && !left.empty() {
+		if left, err = c.waitEmpty(capacity.Node, timeout, left); err != nil {
 			return err
 		}
-		busy = 0
 	}
 	switch {
 	case c.json:
-		if left == nil {
-			left = []string{}
-		}
-		return c.printJSON(drained{capacity.Node, true, left, capacity})
-	case len(left) == 0 && busy == 0:
+		return c.printJSON(drained{capacity.Node, true, left.ids(), capacity})
+	case left.empty():
 		fmt.Fprintf(c.Out, "nothing runs on %s\n", capacity.Node)
-	case len(left) == 0:
-		fmt.Fprintf(c.Out, "%s still busy\n", plural(busy, "slot"))
+	case len(left.placements) == 0:
+		fmt.Fprintf(c.Out, "%s still busy\n", plural(left.busy, "slot"))
 	default:
-		fmt.Fprintf(c.Out, "still there: %s\n  release  warmctl release %s\n", strings.Join(left, ", "), strings.Join(left, " "))
+		fmt.Fprintf(c.Out, "still there: %s\n  release  warmctl release %s\n", left, strings.Join(left.ids(), " "))
 	}
 	return nil
 }
 
-// running is what is placed on a node, and how many of its slots are busy.
-func (c *call) running(ctx context.Context, node string) (left []string, busy int, err error) {
+// remains is what still runs on a node. A slot can be busy without a placement: its
+// worker is ending.
+type remains struct {
+	placements []placement.Placement
+	busy       int
+}
+
+func (r remains) empty() bool { return len(r.placements) == 0 && r.busy == 0 }
+
+func (r remains) ids() []string {
+	ids := []string{}
+	for _, p := range r.placements {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
+
+func (r remains) String() string {
+	var names []string
+	for _, p := range r.placements {
+		names = append(names, p.ID+" ("+p.Request.ServedName()+")")
+	}
+	if len(names) == 0 {
+		return plural(r.busy, "slot") + " whose workers end"
+	}
+	return strings.Join(names, ", ")
+}
+
+// running is what runs on a node now.
+func (c *call) running(ctx context.Context, node string) (left remains, err error) {
 	ps, _, err := ask(c,
 		func(k *coordapi.Client) ([]placement.Placement, error) { return k.Placements(ctx, false) },
 		func(k *agentapi.Client) ([]placement.Placement, error) {
@@ -126,72 +152,76 @@ func (c *call) running(ctx context.Context, node string) (left []string, busy in
 			return keep(ps, false), err
 		})
 	if err != nil {
-		return nil, 0, err
+		return left, err
 	}
 	sortPlacements(ps)
 	for _, p := range ps {
 		if p.Node == node && !p.State.Terminal() {
-			left = append(left, p.ID)
+			left.placements = append(left.placements, p)
 		}
 	}
 	fleet, _, err := ask(c,
 		func(k *coordapi.Client) (placement.Fleet, error) { return k.Fleet(ctx) },
 		func(k *agentapi.Client) (placement.Fleet, error) { return k.Fleet(ctx) })
 	if err != nil {
-		return nil, 0, err
+		return left, err
 	}
 	for _, n := range fleet.Nodes {
 		if n.Node == node {
-			_, _, busy, _, _ = n.Totals()
+			_, _, left.busy, _, _ = n.Totals()
 		}
 	}
-	return left, busy, nil
+	return left, nil
 }
 
-// waitEmpty looks until nothing runs on the node, and tells what went.
-func (c *call) waitEmpty(node string, timeout time.Duration, left []string, busy int) ([]string, error) {
+// waitEmpty looks until nothing runs on the node, and tells what has ended.
+func (c *call) waitEmpty(node string, timeout time.Duration, left remains) (remains, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, timeout)
 	defer cancel()
+	show := c.newProgress("draining "+node, "", false)
+	defer show.stop()
 	tick := time.NewTicker(c.Poll)
 	defer tick.Stop()
 	said := ""
-	for len(left) > 0 || busy > 0 {
-		if now := fmt.Sprintf("waiting for %s (%s busy)", orNone(left), plural(busy, "slot")); now != said {
+	for !left.empty() {
+		now := "waiting for " + left.String()
+		show.note(now)
+		if now != said && !show.tty {
 			said = now
 			fmt.Fprintln(c.Err, now)
 		}
 		select {
 		case <-ctx.Done():
+			show.stop()
 			return left, drainStopped(c.ctx, node, timeout, left)
 		case <-tick.C:
 		}
-		seen, n, err := c.running(ctx, node)
+		seen, err := c.running(ctx, node)
 		if ctx.Err() != nil {
+			show.stop()
 			return left, drainStopped(c.ctx, node, timeout, left)
 		}
 		if err != nil {
 			return left, err
 		}
-		left, busy = seen, n
+		for _, p := range left.placements {
+			if !c.json && !slices.Contains(seen.ids(), p.ID) {
+				show.result("%s (%s) has ended", p.ID, p.Request.ServedName())
+			}
+		}
+		left = seen
 	}
-	return nil, nil
+	return left, nil
 }
 
-func drainStopped(ctx context.Context, node string, timeout time.Duration, left []string) error {
+func drainStopped(ctx context.Context, node string, timeout time.Duration, left remains) error {
 	if ctx.Err() != nil {
 		return &exitError{exitInterrupted, placement.Errorf(placement.CodeInternal, "interrupted; %s goes on draining", node).
 			WithHint("warmctl undrain %s takes it back", node)}
 	}
-	e := placement.Errorf(placement.CodeTimeout, "%s is not empty after %s: %s", node, timeout, orNone(left))
-	if len(left) == 0 {
+	e := placement.Errorf(placement.CodeTimeout, "%s is not empty after %s: %s", node, timeout, left)
+	if len(left.placements) == 0 {
 		return e.WithHint("warmctl workers shows what is ending; the node goes on draining")
 	}
-	return e.WithHint("warmctl release %s; the node goes on draining", strings.Join(left, " "))
-}
-
-func orNone(ids []string) string {
-	if len(ids) == 0 {
-		return "workers to end"
-	}
-	return strings.Join(ids, ", ")
+	return e.WithHint("warmctl release %s; the node goes on draining", strings.Join(left.ids(), " "))
 }

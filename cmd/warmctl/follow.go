@@ -34,7 +34,7 @@ func (c *call) place(req placement.Request) (p placement.Placement, note string,
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, req.Timeout()+answerGrace)
 	defer cancel()
-	show := c.newProgress(req.ServedName(), c.flags.Bool("verbose"))
+	show := c.newProgress("placing "+req.ServedName(), "asking the coordinator", c.flags.Bool("verbose"))
 	defer show.stop() // before run prints an error: the line is cleared first
 
 	var id string

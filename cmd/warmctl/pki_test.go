@@ -62,7 +62,7 @@ func TestCertificatesOfPKIMakeAFleet(t *testing.T) {
 			got := warmctl(t, testConsole(), append(mine, line...)...)
 			require.Equal(t, exitOK, got.code, got.err)
 		}
-		got := warmctl(t, testConsole(), append(mine, "--server", coordinator, "drain", "n1")...)
+		got := warmctl(t, testConsole(), append(mine, "--server", coordinator, "drain", "n1", "--no-wait")...)
 		require.Equal(t, map[string]int{"read": exitDenied, "place": exitDenied, "admin": exitOK}[role], got.code, got.err)
 	}
 	// The agent's certificate is no coordinator's, and a person's is no server's.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -213,45 +212,6 @@ func TestEventsAreFollowedUntilCtrlC(t *testing.T) {
 	cancel()
 	require.Equal(t, exitInterrupted, <-code)
 	require.Contains(t, out.String(), "placement.ready")
-}
-
-// TestDrainWaitsUntilTheLastPlacementIsGone, and tells what it waits for.
-func TestDrainWaitsUntilTheLastPlacementIsGone(t *testing.T) {
-	f := newFake(t)
-	var errs syncBuffer
-	var out syncBuffer
-	con := f.console()
-	con.Out, con.Err = &out, &errs
-	code := make(chan int, 1)
-	go func() { code <- run(t.Context(), con, []string{"drain", "n1", "--wait"}) }()
-	require.Eventually(t, func() bool { return strings.Contains(errs.String(), "waiting for p-aaa1 (1 slot busy)") }, 10*time.Second, time.Millisecond)
-	resp, err := http.DefaultClient.Do(must(http.NewRequest(http.MethodDelete, f.coordinator.URL+"/v1/placements/p-aaa1", nil)))
-	require.NoError(t, err)
-	require.NoError(t, resp.Body.Close())
-	http.DefaultClient.CloseIdleConnections()
-	require.Equal(t, exitOK, <-code)
-	require.Equal(t, "n1 takes no new placements\nnothing runs on n1\n", out.String())
-}
-
-func TestInterruptedDrainSaysThatItGoesOn(t *testing.T) {
-	f := newFake(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	var errs syncBuffer
-	con := f.console()
-	con.Out, con.Err = io.Discard, &errs
-	code := make(chan int, 1)
-	go func() { code <- run(ctx, con, []string{"drain", "n1", "--wait"}) }()
-	require.Eventually(t, func() bool { return strings.Contains(errs.String(), "waiting for") }, 10*time.Second, time.Millisecond)
-	cancel()
-	require.Equal(t, exitInterrupted, <-code)
-	require.Contains(t, errs.String(), "warmctl: interrupted; n1 goes on draining\n  try: warmctl undrain n1 takes it back\n")
-}
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
 }
 
 // syncBuffer is a buffer that a command writes and a test reads.

@@ -8,11 +8,11 @@ import (
 	"warmd/placement"
 )
 
-// progress shows a placement under way: one line that is written over on a
-// terminal, plain lines with --verbose, otherwise nothing.
+// progress shows something under way: one line that is written over on a terminal,
+// plain lines with --verbose, otherwise nothing.
 type progress struct {
 	con     console
-	name    string
+	doing   string // "placing NAME"
 	verbose bool
 	tty     bool
 	begin   time.Time
@@ -27,8 +27,8 @@ type progress struct {
 const redraw = 100 * time.Millisecond
 
 // newProgress starts showing; stop ends it.
-func (c console) newProgress(name string, verbose bool) *progress {
-	p := &progress{con: c, name: name, verbose: verbose, tty: c.ErrTTY && !verbose, begin: c.Now(), text: "asking the coordinator", done: make(chan struct{})}
+func (c console) newProgress(doing, first string, verbose bool) *progress {
+	p := &progress{con: c, doing: doing, verbose: verbose, tty: c.ErrTTY && !verbose, begin: c.Now(), text: first, done: make(chan struct{})}
 	if p.tty {
 		p.wait.Go(p.tick)
 	}
@@ -80,8 +80,18 @@ func (p *progress) note(text string) {
 func (p *progress) draw() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	line := fmt.Sprintf("placing %s: %s  %.1f s", p.name, p.text, p.con.Now().Sub(p.begin).Seconds())
+	line := fmt.Sprintf("%s: %s  %.1f s", p.doing, p.text, p.con.Now().Sub(p.begin).Seconds())
 	fmt.Fprintf(p.con.Err, "\r\x1b[K%s", clip(printable(line), p.con.Width-1))
+}
+
+// result prints a line of the answer itself, above the one that is written over.
+func (p *progress) result(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.tty {
+		fmt.Fprint(p.con.Err, "\r\x1b[K")
+	}
+	fmt.Fprintf(p.con.Out, format+"\n", args...)
 }
 
 // stop clears the line. It may be called many times.

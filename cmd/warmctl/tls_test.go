@@ -98,9 +98,9 @@ func TestARoleThatIsTooLowIsSaidWithWhatToDo(t *testing.T) {
 			}
 		}
 	}
-	got := warmctl(t, testConsole(), append(flagsOf(fleet.Files("admin", "ada")), "--agent", agent, "drain", "n1")...)
+	got := warmctl(t, testConsole(), append(flagsOf(fleet.Files("admin", "ada")), "--agent", agent, "drain", "n1", "--no-wait")...)
 	require.Equal(t, exitOK, got.code, got.err)
-	got = warmctl(t, testConsole(), append(flagsOf(fleet.Files("read", "ada")), "--agent", agent, "drain", "n1", "-o", "json")...)
+	got = warmctl(t, testConsole(), append(flagsOf(fleet.Files("read", "ada")), "--agent", agent, "drain", "n1", "--no-wait", "-o", "json")...)
 	require.Equal(t, exitDenied, got.code)
 	require.Contains(t, got.err, `"code":"forbidden"`)
 }
