@@ -28,9 +28,10 @@ type finding struct {
 func doctorCommand() command {
 	return command{
 		name: "doctor", short: "check this host and say what to do",
-		long: `Looks at the servers, Python, the installed runtimes, the GPU driver, memory, disk,
-groups, the clock and certificates. It changes nothing and needs no rights. The exit
-code is 1 when something is broken; warnings leave it 0.`,
+		long: `Looks at the servers, the systemd units and their configuration, Python, the installed
+runtimes, the GPU driver, memory, disk, groups, the clock and certificates. It changes
+nothing and needs no rights; root sees the services' keys, too. The exit code is 1 when
+something is broken; warnings leave it 0.`,
 		examples: []example{
 			{"warmctl doctor", ""},
 			{"warmctl doctor -o json | jq '.findings[] | select(.status != \"ok\")'", "only what is wrong"},
@@ -44,14 +45,14 @@ code is 1 when something is broken; warnings leave it 0.`,
 }
 
 func runDoctor(c *call) error {
-	h := host{root: c.Host, getenv: c.Getenv, now: c.Now}
+	h := host{root: c.Host, getenv: c.Getenv, now: c.Now, me: thisAccount(), keptClock: keptClock}
 	runtimes := c.flags.String("runtimes")
 	if runtimes == "" {
 		runtimes = h.runtimesDir()
 	}
 	data := cmp.Or(c.flags.String("data"), filepath.Dir(runtimes))
 	findings := slices.Concat(
-		checkServers(c), h.checkPython(c.ctx), h.checkRuntimes(runtimes), h.checkGPU(), h.checkMemory(), h.checkDisk(data), h.checkGroup(), h.checkClock(), h.checkCertificates(c.tlsFiles()))
+		checkServers(c), h.checkUnits(c.ctx), h.checkPython(c.ctx), h.checkRuntimes(runtimes), h.checkGPU(), h.checkMemory(), h.checkDisk(data), h.checkGroup(), h.checkClock(), h.checkCertificates(c.tlsFiles()))
 	bad, doubtful := 0, 0
 	for _, f := range findings {
 		switch f.Status {

@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"os"
-	"os/user"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -28,10 +26,13 @@ func (h host) checkGPU() []finding {
 	nodes, _ := filepath.Glob(h.path("/dev/nvidia[0-9]*"))
 	library := h.findLibrary("libnvidia-ml.so.1")
 	onBus := h.nvidiaOnBus()
-	const install = "install the NVIDIA driver (nvidia-smi must work), then restart the agent"
+	const install = "install the NVIDIA driver (nvidia-smi must work), then systemctl restart warmd-agent"
 	switch {
-	case len(nodes) == 0 && onBus > 0:
-		return []finding{{"gpu", broken, fmt.Sprintf("%s on the bus, but no /dev/nvidia*: the driver is not loaded", plural(onBus, "NVIDIA GPU")), install}}
+	case onBus > 0 && library == "" && len(nodes) == 0:
+		return []finding{{"gpu", broken, fmt.Sprintf("%s on the bus, but no driver is installed (no libnvidia-ml.so.1, no /dev/nvidia*)", plural(onBus, "NVIDIA GPU")), install}}
+	case onBus > 0 && len(nodes) == 0:
+		return []finding{{"gpu", broken, fmt.Sprintf("%s on the bus and a driver is installed, but it is not loaded (no /dev/nvidia*)", plural(onBus, "NVIDIA GPU")),
+			"modprobe nvidia; if that fails, dmesg says why (another kernel since the driver was built, Secure Boot)"}}
 	case len(nodes) == 0:
 		return []finding{{"gpu", fine, "no NVIDIA GPU: the agent offers cpu-0", ""}}
 	case library == "":
@@ -137,54 +138,4 @@ func (h host) checkDisk(dir string) []finding {
 		return []finding{{"disk", broken, at + " has no inode left", "remove small files"}}
 	}
 	return []finding{{"disk", fine, msg, ""}}
-}
-
-// checkGroup sees whether this user may talk to the service's sockets.
-func (h host) checkGroup() []finding {
-	raw, err := os.ReadFile(h.path("/etc/group"))
-	if err != nil {
-		return nil
-	}
-	for line := range strings.SplitSeq(string(raw), "\n") {
-		f := strings.Split(line, ":")
-		if len(f) < 4 || f[0] != "warmd" {
-			continue
-		}
-		gid, _ := strconv.Atoi(f[2])
-		groups, _ := os.Getgroups()
-		me := "this user"
-		if u, err := user.Current(); err == nil {
-			me = u.Username
-		}
-		switch {
-		case os.Geteuid() == 0:
-			return []finding{{"group", fine, "root may use the sockets", ""}}
-		case slices.Contains(append(groups, os.Getegid()), gid):
-			return []finding{{"group", fine, me + " is in group warmd", ""}}
-		case slices.Contains(strings.Split(f[3], ","), me):
-			return []finding{{"group", warn, me + " was put into group warmd, but this session began before", "log in again, or newgrp warmd"}}
-		}
-		return []finding{{"group", warn, me + " is not in group warmd and may not use the service's sockets", "sudo usermod -aG warmd " + me + ", then log in again"}}
-	}
-	return nil // no packaged service on this host
-}
-
-// The kernel's word for a clock that nobody synchronises (adjtimex(2), TIME_ERROR).
-const timeError = 5
-
-// checkClock asks the kernel whether something keeps the clock.
-func (h host) checkClock() []finding {
-	year := h.now().Year()
-	if year < 2025 {
-		return []finding{{"clock", broken, fmt.Sprintf("it is the year %d here", year), "set the clock: timedatectl set-ntp true"}}
-	}
-	var t unix.Timex
-	state, err := unix.Adjtimex(&t)
-	if err != nil {
-		return []finding{{"clock", fine, "set; the kernel does not say whether it is synchronised", ""}}
-	}
-	if state == timeError {
-		return []finding{{"clock", warn, "nothing synchronises it: traces of several hosts do not line up", "timedatectl set-ntp true"}}
-	}
-	return []finding{{"clock", fine, "synchronised", ""}}
 }

@@ -17,6 +17,9 @@ type host struct {
 	root   string
 	getenv func(string) string
 	now    func() time.Time
+	me     account
+	// keptClock says whether something synchronises the clock.
+	keptClock func() (bool, error)
 }
 
 // path is a path on the host.

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"strings"
 	"time"
 
+	agentapi "warmd/agent/api"
 	"warmd/placement"
 )
 
@@ -35,20 +37,19 @@ func checkCoordinator(ctx context.Context, c *call) []finding {
 	if err != nil {
 		return []finding{serverDown(c, at, err)}
 	}
+	clock := checkDate(ctx, c, "coordinator", k.Conn)
 	s, err := k.Status(ctx)
 	if err != nil {
-		return []finding{serverDown(c, at, err)}
+		return append(clock, serverDown(c, at, err))
 	}
-	out := []finding{{"coordinator", fine, fmt.Sprintf("%s (%s) answers at %s", s.Name, s.Version, at.addr), ""}}
+	out := append(clock, finding{"coordinator", fine, fmt.Sprintf("%s (%s) answers at %s", s.Name, s.Version, at.addr), ""})
 	if s.Etcd != "" && s.Etcd != "ok" {
 		out = append(out, finding{"etcd", broken, s.Etcd, "start etcd, or check the endpoints in the coordinator's configuration"})
 	}
-	asked := c.Now()
 	fleet, err := k.Fleet(ctx)
 	if err != nil {
 		return append(out, serverDown(c, at, err))
 	}
-	answered := c.Now()
 	alive := 0
 	for _, n := range fleet.Nodes {
 		if n.Alive {
@@ -62,25 +63,18 @@ func checkCoordinator(ctx context.Context, c *call) []finding {
 	} else {
 		out = append(out, finding{"fleet", fine, plural(alive, "node") + " alive", ""})
 	}
-	return append(out, checkSkew(fleet.At, asked, answered)...)
+	return out
 }
 
-// checkSkew compares the server's clock with ours. It stood between the moments
-// of the question and the answer; only what lies outside of them is skew.
-func checkSkew(at, asked, answered time.Time) []finding {
-	skew := time.Duration(0)
-	switch {
-	case at.IsZero():
-		return nil
-	case at.Before(asked):
-		skew = asked.Sub(at)
-	case at.After(answered):
-		skew = at.Sub(answered)
+// checkDate asks for what needs no role, and compares the clocks.
+func checkDate(ctx context.Context, c *call, who string, k *agentapi.Conn) []finding {
+	asked := c.Now()
+	resp, err := k.Open(ctx, http.MethodGet, "/healthz", nil, nil)
+	if err != nil {
+		return nil // the next question says what is wrong
 	}
-	if skew <= skewLimit {
-		return nil
-	}
-	return []finding{{"clock", warn, fmt.Sprintf("this host and the coordinator differ by %s: ages and traces mislead", skew.Round(time.Millisecond)), "synchronise both: timedatectl set-ntp true"}}
+	_ = resp.Body.Close()
+	return checkSkew(who, resp.Header, asked, c.Now())
 }
 
 func checkAgent(ctx context.Context, c *call) []finding {
@@ -88,13 +82,14 @@ func checkAgent(ctx context.Context, c *call) []finding {
 	if err != nil {
 		return []finding{serverDown(c, at, err)}
 	}
+	clock := checkDate(ctx, c, "agent", k.Conn)
 	s, err := k.Node(ctx)
 	if err != nil {
-		return []finding{serverDown(c, at, err)}
+		return append(clock, serverDown(c, at, err))
 	}
 	n := s.Capacity
 	slots, free, busy, quarantined, warm := n.Totals()
-	out := []finding{{"agent", fine, fmt.Sprintf("%s (%s) answers at %s: %s, %d free, %d busy, %d warm", n.Node, n.Version, at.addr, plural(slots, "slot"), free, busy, warm), ""}}
+	out := append(clock, finding{"agent", fine, fmt.Sprintf("%s (%s) answers at %s: %s, %d free, %d busy, %d warm", n.Node, n.Version, at.addr, plural(slots, "slot"), free, busy, warm), ""})
 	if !s.Ready {
 		out = append(out, finding{"agent", warn, "it is still starting", "ask again in a moment"})
 	}

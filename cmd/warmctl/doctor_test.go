@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"warmd/agent/api/access/accesstest"
+	"warmd/agent/api/access/pki"
 	"warmd/placement"
 )
 
@@ -23,7 +27,8 @@ type fakeHost struct {
 
 func newHost(t *testing.T) *fakeHost {
 	h := &fakeHost{t: t, dir: t.TempDir(), env: map[string]string{"PATH": "/bin:/usr/bin", "HOME": "/home/u"}}
-	h.host = host{root: h.dir, getenv: func(k string) string { return h.env[k] }, now: func() time.Time { return now }}
+	h.host = host{root: h.dir, getenv: func(k string) string { return h.env[k] }, now: func() time.Time { return now },
+		me: account{name: "ada", uid: 1000, gids: []int{1000}}, keptClock: func() (bool, error) { return true, nil }}
 	h.file("/proc/meminfo", "MemTotal:       24000000 kB\nMemAvailable:   20000000 kB\n")
 	return h
 }
@@ -135,7 +140,11 @@ func TestGPUNeedsNodesAndLibrary(t *testing.T) {
 	h.file("/sys/bus/pci/devices/0000:01:00.0/class", "0x030200\n")
 	h.file("/sys/bus/pci/devices/0000:01:00.1/vendor", "0x10de\n")
 	h.file("/sys/bus/pci/devices/0000:01:00.1/class", "0x040300\n") // its sound device
-	require.Contains(t, one(t, h.host.checkGPU()), "broken: 1 NVIDIA GPU on the bus, but no /dev/nvidia*")
+	require.Equal(t, "broken: 1 NVIDIA GPU on the bus, but no driver is installed (no libnvidia-ml.so.1, no /dev/nvidia*)", one(t, h.host.checkGPU()))
+	h.file("/usr/lib64/libnvidia-ml.so.1", "")
+	require.Equal(t, "broken: 1 NVIDIA GPU on the bus and a driver is installed, but it is not loaded (no /dev/nvidia*)", one(t, h.host.checkGPU()))
+	require.Contains(t, h.host.checkGPU()[0].Try, "modprobe nvidia")
+	require.NoError(t, os.Remove(filepath.Join(h.dir, "/usr/lib64/libnvidia-ml.so.1")))
 	h.file("/dev/nvidia0", "")
 	h.file("/dev/nvidia1", "")
 	require.Contains(t, one(t, h.host.checkGPU()), "broken: 2 GPUs in /dev, but libnvidia-ml.so.1 is not found")
@@ -156,27 +165,136 @@ func TestMemoryIsGradedByWhatIsAvailable(t *testing.T) {
 	require.Contains(t, one(t, h.host.checkMemory()), "warning")
 }
 
-func TestGroupIsAskedForOnlyWhereTheServiceIsInstalled(t *testing.T) {
+func TestGroupsSayWhoMayDoWhat(t *testing.T) {
 	h := newHost(t)
 	require.Empty(t, h.host.checkGroup())
 	h.file("/etc/group", "root:x:0:\nstaff:x:50:\n")
-	require.Empty(t, h.host.checkGroup())
-	h.file("/etc/group", "root:x:0:\nwarmd:x:64999:\n")
-	got := one(t, h.host.checkGroup())
-	if os.Geteuid() == 0 {
-		require.Contains(t, got, "root may use the sockets")
-	} else {
-		require.Contains(t, got, "is not in group warmd")
+	require.Empty(t, h.host.checkGroup(), "no packaged service")
+	h.file("/etc/group", "root:x:0:\nwarmd:x:901:bob\nwarmd-place:x:902:\nwarmd-admin:x:903:\n")
+	for want, me := range map[string]account{
+		"ok: root may use the sockets":                                                                           {name: "root"},
+		"warning: ada is not in group warmd and may not use":                                                     {name: "ada", uid: 1000, gids: []int{1000, 902, 903}}, // may not even connect
+		"warning: bob was put into group warmd, but this session":                                                {name: "bob", uid: 1000, gids: []int{1000}},
+		"ok: ada may look (role read); placing and releasing take group warmd-place, draining group warmd-admin": {name: "ada", uid: 1000, gids: []int{901}},
+		"ok: ada may look, place and release (role place); draining takes group warmd-admin":                     {name: "ada", uid: 1000, gids: []int{901, 902}},
+		"ok: ada may do everything (role admin)":                                                                 {name: "ada", uid: 1000, gids: []int{901, 903}},
+	} {
+		h.host.me = me
+		require.Contains(t, one(t, h.host.checkGroup()), want)
 	}
+	h.host.me = account{name: "ada", uid: 1000}
+	require.Equal(t, "sudo usermod -aG warmd ada, then log in again", h.host.checkGroup()[0].Try)
 }
 
 func TestSkewIsOnlyWhatLiesOutsideTheCall(t *testing.T) {
 	asked, answered := now, now.Add(5*time.Second)
-	require.Empty(t, checkSkew(now.Add(3*time.Second), asked, answered))
-	require.Empty(t, checkSkew(now.Add(-time.Second), asked, answered))
-	require.Empty(t, checkSkew(time.Time{}, asked, answered))
-	require.Contains(t, one(t, checkSkew(now.Add(-time.Minute), asked, answered)), "differ by 1m0s")
-	require.Contains(t, one(t, checkSkew(now.Add(15*time.Second), asked, answered)), "differ by 10s")
+	skew := func(at time.Time) []finding {
+		return checkSkew("agent", http.Header{"Date": {at.UTC().Format(http.TimeFormat)}}, asked, answered)
+	}
+	require.Empty(t, skew(now.Add(3*time.Second)))
+	require.Empty(t, skew(now.Add(-2*time.Second)))
+	require.Empty(t, checkSkew("agent", http.Header{}, asked, answered))
+	require.Equal(t, "warning: the clock of the agent is 59s behind this host's: ages and traces mislead", one(t, skew(now.Add(-time.Minute))))
+	require.Equal(t, "warning: the clock of the agent is 10s ahead of this host's: ages and traces mislead", one(t, skew(now.Add(15*time.Second))))
+	require.Equal(t, "broken: the clock of the agent is 1h0m0s ahead of this host's: certificates made on one host are not valid yet on the other", one(t, skew(answered.Add(time.Hour))))
+}
+
+func TestAClockThatCannotBeRightIsBroken(t *testing.T) {
+	h := newHost(t)
+	require.Equal(t, "ok: synchronised", one(t, h.host.checkClock()))
+	h.host.keptClock = func() (bool, error) { return false, nil }
+	require.Contains(t, one(t, h.host.checkClock()), "warning: nothing synchronises it")
+	h.file("/run/systemd/timesync/clock", "")
+	require.Contains(t, one(t, h.host.checkClock()), "warning: systemd-timesyncd runs and has not reached a time server yet")
+	h.file("/run/systemd/timesync/synchronized", "")
+	require.Contains(t, one(t, h.host.checkClock()), "warning: nothing synchronises it", "it was, once")
+	h.host.keptClock = func() (bool, error) { return false, errors.New("not in this container") }
+	require.Contains(t, one(t, h.host.checkClock()), "ok: set")
+
+	ca, err := pki.NewAuthority(pki.UnitFleet, now, time.Hour)
+	require.NoError(t, err)
+	h.file("/etc/warmd/tls/ca.crt", string(pki.EncodeCerts(ca.Cert)))
+	require.Contains(t, one(t, h.host.checkClock()), "ok: ")
+	h.host.now = func() time.Time { return now.Add(-24 * time.Hour) }
+	require.Equal(t, "broken: it says 2026-11-22 12:00 UTC, but the CA in "+h.dir+"/etc/warmd/tls/ca.crt was made after that (valid from 2026-11-23 11:55 UTC): certificates are refused here",
+		one(t, h.host.checkClock()))
+	h.host.now = func() time.Time { return time.Unix(0, 0) }
+	require.Contains(t, one(t, h.host.checkClock()), "broken: it is the year 1970 here")
+}
+
+// systemctl of a host: show answers from the files of a folder, list-units from failed.
+const fakeSystemctl = `dir=$(dirname "$0")/units
+case $1 in
+show) cat "$dir/$3" 2>/dev/null || echo LoadState=not-found ;;
+list-units) cat "$dir/failed" 2>/dev/null; true ;;
+esac`
+
+func TestUnitsThatAreNotEnabledOrHaveFailedAreNamed(t *testing.T) {
+	h := newHost(t)
+	require.Empty(t, h.host.checkUnits(t.Context()), "no systemd")
+	h.program("/usr/bin/systemctl", fakeSystemctl)
+	h.file("/run/systemd/system/x", "")
+	require.Empty(t, h.host.checkUnits(t.Context()), "no package")
+	unit := func(name, active, enabled, result string) {
+		h.file("/usr/bin/units/"+name, "LoadState=loaded\nActiveState="+active+"\nUnitFileState="+enabled+"\nResult="+result+"\n")
+	}
+	unit("warmd-agent.socket", "active", "enabled", "success")
+	unit("warmd-agent.service", "active", "enabled", "success")
+	unit("warmd-coordinator.socket", "inactive", "disabled", "success")
+	unit("warmd-coordinator.service", "inactive", "disabled", "success")
+	require.Equal(t, "ok: warmd-agent.socket, warmd-agent.service", one(t, h.host.checkUnits(t.Context())), "a host need not have a coordinator")
+	for _, c := range []struct{ name, active, enabled, result, want, try string }{
+		{"warmd-agent.service", "inactive", "enabled", "success", "ok: warmd-agent.socket, warmd-agent.service (starts with the first request)", ""},
+		{"warmd-agent.service", "failed", "enabled", "exit-code", "broken: warmd-agent.service has failed (exit-code)", "journalctl -u warmd-agent.service -n 50"},
+		{"warmd-agent.service", "active", "disabled", "success", "warning: warmd-agent.service runs, but is not enabled", "systemctl enable warmd-agent.service"},
+		{"warmd-agent.service", "inactive", "disabled", "success", "warning: warmd-agent.service is not enabled", "systemctl enable --now warmd-agent.service"},
+		{"warmd-agent.socket", "inactive", "enabled", "success", "broken: warmd-agent.socket is enabled, but does not run", "systemctl start warmd-agent.socket"},
+		{"warmd-agent.socket", "failed", "enabled", "service-start-limit-hit", "broken: warmd-agent.socket has failed (service-start-limit-hit)", "restart warmd-agent.socket"},
+		{"warmd-coordinator.service", "failed", "enabled", "exit-code", "broken: warmd-coordinator.service has failed", "journalctl -u warmd-coordinator.service"},
+	} {
+		unit(c.name, c.active, c.enabled, c.result)
+		f := h.host.checkUnits(t.Context())[0]
+		require.Contains(t, f.Status+": "+f.Message, c.want)
+		require.Contains(t, f.Try, c.try)
+		if c.name == "warmd-coordinator.service" {
+			continue
+		}
+		unit(c.name, "active", "enabled", "success")
+	}
+	unit("warmd-coordinator.service", "inactive", "disabled", "success")
+	h.file("/usr/bin/units/failed", "warmd-runtime@vllm.3.service loaded failed failed warmd runtime vllm.3\n")
+	require.Contains(t, h.host.checkUnits(t.Context())[0].Message, "warmd-runtime@vllm.3.service has failed")
+}
+
+func TestTheDaemonJudgesItsOwnConfiguration(t *testing.T) {
+	h := newHost(t)
+	require.Empty(t, h.host.checkConfig(t.Context(), "agent"))
+	h.file("/etc/warmd/agent.toml", "")
+	h.program("/usr/bin/warmd", `echo "warning: access: this host has no group warmd-admin"; echo "$3 is valid"`)
+	require.Equal(t, "warning: access: this host has no group warmd-admin", one(t, h.host.checkConfig(t.Context(), "agent")))
+	h.program("/usr/bin/warmd", `echo "$3 is valid"`)
+	require.Equal(t, "ok: "+h.dir+"/etc/warmd/agent.toml is valid", one(t, h.host.checkConfig(t.Context(), "agent")))
+	h.program("/usr/bin/warmd", `echo "warmd: $3:7: tls.key k cannot be read by user warmd" >&2; echo "$3:9: node x" >&2; exit 2`)
+	got := h.host.checkConfig(t.Context(), "agent")
+	require.Len(t, got, 2)
+	require.Equal(t, finding{"config", broken, h.dir + "/etc/warmd/agent.toml:7: tls.key k cannot be read by user warmd", "correct it, then systemctl reload warmd-agent"}, got[0])
+	require.Equal(t, h.dir+"/etc/warmd/agent.toml:9: node x", got[1].Message)
+}
+
+// TestOurKeyIsLookedAtAndAServicesIsNot, but by root.
+func TestOurKeyIsLookedAtAndAServicesIsNot(t *testing.T) {
+	fleet, h := accesstest.New(t), newHost(t)
+	h.host.now = time.Now
+	f := fleet.Issue(pki.Leaf{Name: "ada", Unit: "read", Client: true, Life: 48 * time.Hour}, time.Now())
+	ours := []tlsFile{{path: f.CA}, {path: f.Cert}, {path: f.Key}}
+	require.NoError(t, os.Remove(f.Key))
+	require.Contains(t, one(t, h.host.checkCertificates(ours)), "broken: "+f.Cert+" (CN=ada,OU=read) has no key: "+f.Key+" does not exist")
+	got, _ := h.host.checkCertificate(f.CA, f.Cert, f.Key, false)
+	require.Equal(t, warn, got.Status, "only its end is near")
+	if os.Geteuid() != 0 { // root may read everything
+		require.NoError(t, os.WriteFile(f.Key, nil, 0o000))
+		require.Contains(t, one(t, h.host.checkCertificates(ours)), "has a key that ada may not read")
+	}
 }
 
 // TestDoctorAsksTheServers: what they say about themselves becomes findings.
@@ -216,6 +334,11 @@ func TestDoctorAsksTheServers(t *testing.T) {
 		require.Contains(t, got.out, want)
 	}
 	require.Empty(t, got.err, "the findings have said it")
+
+	f.set(func() { f.clock = now.Add(-time.Hour) })
+	got = warmctl(t, con, "doctor", "--runtimes", "/r")
+	require.Contains(t, got.out, "broken   clock        the clock of the coordinator is 59m59s behind this host's")
+	require.Contains(t, got.out, "broken   clock        the clock of the agent is 59m59s behind this host's")
 
 	got = warmctl(t, con, "doctor", "--runtimes", "/r", "-o", "json")
 	require.Equal(t, exitFailed, got.code)

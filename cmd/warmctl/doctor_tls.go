@@ -22,20 +22,22 @@ const renewIn = 30 * 24 * time.Hour
 // and those of the host's agent and coordinator. None is no fault.
 func (h host) checkCertificates(ours []tlsFile) []finding {
 	var out []finding
-	look := func(ca, cert, key string) {
-		if f, found := h.checkCertificate(ca, cert, key); found {
+	look := func(ca, cert, key string, mine bool) {
+		if f, found := h.checkCertificate(ca, cert, key, mine); found {
 			out = append(out, f)
 		}
 	}
-	look(ours[0].path, ours[1].path, ours[2].path)
+	look(ours[0].path, ours[1].path, ours[2].path, true)
 	dir := h.path("/etc/warmd/tls")
 	for _, unit := range []string{access.UnitAgent, access.UnitCoordinator} {
-		look(filepath.Join(dir, "ca.crt"), filepath.Join(dir, unit+".crt"), filepath.Join(dir, unit+".key"))
+		look(filepath.Join(dir, "ca.crt"), filepath.Join(dir, unit+".crt"), filepath.Join(dir, unit+".key"), h.me.uid == 0)
 	}
 	return out
 }
 
-func (h host) checkCertificate(caFile, certFile, keyFile string) (f finding, found bool) {
+// checkCertificate looks at one set of files. Keys of services are not for everybody:
+// one that cannot be read is judged only where it should be (mine).
+func (h host) checkCertificate(caFile, certFile, keyFile string, mine bool) (f finding, found bool) {
 	f = finding{Check: "certificate", Status: broken, Try: "have it made anew: warmctl pki issue"}
 	raw, err := os.ReadFile(certFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -66,12 +68,22 @@ func (h host) checkCertificate(caFile, certFile, keyFile string) (f finding, fou
 		f.Message = who + err.Error()
 		return f, true
 	}
-	// Keys of services are not for everybody: what cannot be read is not judged.
-	if key, err := os.ReadFile(keyFile); err == nil {
+	key, err := os.ReadFile(keyFile)
+	switch {
+	case err == nil:
 		if _, err := tls.X509KeyPair(raw, key); err != nil {
 			f.Message = fmt.Sprintf("%sand the key in %s do not belong together", who, keyFile)
 			return f, true
 		}
+	case mine && errors.Is(err, fs.ErrNotExist):
+		f.Message = fmt.Sprintf("%shas no key: %s does not exist", who, keyFile)
+		return f, true
+	case mine && errors.Is(err, fs.ErrPermission):
+		f.Message, f.Try = fmt.Sprintf("%shas a key that %s may not read: %s", who, h.me.name, keyFile), "ls -l "+keyFile+"; its owner can make it yours: chown "+h.me.name+" "+keyFile
+		return f, true
+	case mine:
+		f.Message = who + err.Error()
+		return f, true
 	}
 	left := c.NotAfter.Sub(now)
 	if left < renewIn {

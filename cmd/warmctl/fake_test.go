@@ -39,13 +39,14 @@ type fake struct {
 	status     coordapi.Status
 	drains     []string
 	headers    map[string]string // of every answer of the coordinator
+	clock      time.Time         // of both servers
 }
 
 const gpu = "GPU-5e2f10a8-1111-2222-3333-444455556666"
 
 func newFake(t *testing.T) *fake {
 	t.Helper()
-	f := &fake{seen: make(chan string, 64), placements: map[string]placement.Placement{}, status: coordapi.Status{Name: "c1", Version: "1.2.3", Leader: "c1", Etcd: "ok"}}
+	f := &fake{clock: now, seen: make(chan string, 64), placements: map[string]placement.Placement{}, status: coordapi.Status{Name: "c1", Version: "1.2.3", Leader: "c1", Etcd: "ok"}}
 	f.fleet = fakeFleet()
 	f.workers = fakeWorkers()
 	for _, p := range fakePlacements() {
@@ -126,6 +127,11 @@ func (f *fake) routes(role string) http.Handler {
 	get("GET /v1/status", func(*http.Request) (any, error) { return f.status, nil })
 	get("GET /v1/node", func(*http.Request) (any, error) {
 		return agentapi.NodeStatus{Capacity: f.fleet.Nodes[0].Capacity, Ready: true, Workers: f.workers[:2]}, nil
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		w.Header().Set("Date", f.clock.UTC().Format(http.TimeFormat))
 	})
 	mux.HandleFunc("GET /v1/events", f.events)
 	mux.HandleFunc("GET /v1/placements/{id}/logs", func(w http.ResponseWriter, r *http.Request) {
