@@ -35,7 +35,7 @@ func rotatedGossipKeys(t *testing.T, f *fleet) {
 	f.untilLost(t, outsider, time.Now())
 	writeGossipKeys(t, []*host.Host{outsider.Host}, next)
 	outsider.Run(t, "systemctl reload warmd-agent.service "+coordinatorUnit)
-	f.untilWhole(t, time.Minute)
+	f.each(t, func(n *node) { f.untilCoordinates(t, n) })
 	f.prove(t, f.id("gk"), told)
 }
 
@@ -52,12 +52,13 @@ func rotatedCertificates(t *testing.T, f *fleet) {
 			n.agentTCP.Close()
 			n.coordinatorTCP.Close()
 		}
-		f.restartEtcd(t)
 	}
 	step("init --add .", func(h *host.Host) { f.certs.sendCA(t, h) })
+	f.restartEtcd(t)
 	f.certs.issue(t, f.hosts(), " --force")
 	step("show ca.crt", func(h *host.Host) { f.certs.send(t, h) })
 	step("retire .", func(h *host.Host) { f.certs.sendCA(t, h) })
+	f.restartEtcd(t)
 
 	told := stream.Stop()
 	assert.Zero(t, views.Stop().Failed(), "%s", views)
