@@ -1,7 +1,6 @@
 package nspawn
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -115,16 +114,7 @@ func (f *fleet) each(t testing.TB, do func(*node)) {
 
 // takesPart reports whether a coordinator is well and sees every node.
 func (f *fleet) takesPart(t testing.TB, n *node) error {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	st, err := n.coordinator.Status(ctx)
-	if err != nil {
-		return err
-	}
-	if st.Etcd != "ok" || st.Leader == "" {
-		return fmt.Errorf("status %+v", st)
-	}
-	view, err := n.coordinator.Fleet(ctx)
+	view, err := n.view(t)
 	if err != nil {
 		return err
 	}

@@ -236,18 +236,23 @@ func (f *fleet) untilWhole(t testing.TB, within time.Duration) {
 	})
 }
 
-// wholeFor asks one coordinator. Nodes may have slots that are busy.
-func (f *fleet) wholeFor(t testing.TB, n *node, busy map[string]int) error {
+// view is the fleet as a coordinator sees it that is well, with etcd and a leader.
+func (n *node) view(t testing.TB) (placement.Fleet, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	st, err := n.coordinator.Status(ctx)
 	if err != nil {
-		return err
+		return placement.Fleet{}, err
 	}
 	if st.Etcd != "ok" || st.Leader == "" {
-		return fmt.Errorf("status %+v", st)
+		return placement.Fleet{}, fmt.Errorf("status %+v", st)
 	}
-	view, err := n.coordinator.Fleet(ctx)
+	return n.coordinator.Fleet(ctx)
+}
+
+// wholeFor asks one coordinator. Nodes may have slots that are busy.
+func (f *fleet) wholeFor(t testing.TB, n *node, busy map[string]int) error {
+	view, err := n.view(t)
 	if err != nil {
 		return err
 	}
