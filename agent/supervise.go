@@ -42,7 +42,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 			return err
 		})
 	}()
-	defer func() { <-dog }()
+	defer func() { _ = <-dog }()
 	defer n.Stopping("ending; engines go on")
 
 	ready, told := false, ""
@@ -147,25 +147,27 @@ func (a *Agent) Status() string {
 			}
 		}
 	}
-	line := fmt.Sprintf("%s, %d warm, %d serving, %d loading", devices, warm, serving, loading)
+	figures := []string{devices, fmt.Sprintf("%d warm, %d serving, %d loading", warm, serving, loading)}
 	for _, more := range []struct {
 		n    int
 		what string
 	}{{quarantined, "quarantined"}, {unwell, "with a problem"}} {
 		if more.n > 0 {
-			line += fmt.Sprintf(", %d %s", more.n, more.what)
+			figures = append(figures, fmt.Sprintf("%d %s", more.n, more.what))
 		}
 	}
 	if a.draining.Load() {
-		line += ", draining"
+		figures = append(figures, "draining")
 	}
+	parts := []string{strings.Join(figures, ", ")}
 	for _, name := range a.runtimeNames {
 		s := a.runtimes[name].Status()
-		line += fmt.Sprintf("; %s %s", name, s.Zygote)
+		part := name + " " + s.Zygote
 		if s.Problem != "" {
 			first, _, _ := strings.Cut(s.Problem, "\n")
-			line += " (" + first + ")"
+			part += " (" + first + ")"
 		}
+		parts = append(parts, part)
 	}
-	return line
+	return strings.Join(parts, "; ")
 }

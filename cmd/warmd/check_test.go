@@ -64,7 +64,7 @@ func TestCheckConfigSaysEveryProblemOfTheHostByItsLine(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
 	path := file(t, "agent.toml", fmt.Sprintf(`node = "gpu1"
-nmae = "typo"
+nammed = "typo"
 listen = ["127.0.0.1:0", "192.0.2.7:7710"]
 socket = %[1]q
 data_dir = %[1]q
@@ -85,7 +85,7 @@ keys_file = "/nonexistent/keys"
 		got = append(got, strings.TrimSpace(strings.TrimPrefix(line, path)))
 	}
 	require.Equal(t, []string{
-		":2: unknown key nmae",
+		":2: unknown key nammed",
 		`:3: listen[1] "192.0.2.7:7710" is not an address of this host (ip address shows them)`,
 		":4: socket " + dir + "/file is there and is not a socket: move it away",
 		":5: data_dir " + dir + "/file is there and is not a folder",

@@ -56,10 +56,10 @@ join = ["gpu1"]
 }
 
 func TestAWrongValueIsFoundWhereItWasGiven(t *testing.T) {
-	path := file(t, "coordinator.toml", "nmae = \"c1\"\nmax_queue = 0\nlisten = [\"here\"]\nlease_seconds = \"5\"\n[gossip]\nlisten = \"10.0.0.1:7947\"\n")
+	path := file(t, "coordinator.toml", "nammed = \"c1\"\nmax_queue = 0\nlisten = [\"here\"]\nlease_seconds = \"5\"\n[gossip]\nlisten = \"10.0.0.1:7947\"\n")
 	commandLine(t, coordinatorCommand(), func(c *cli.Context) {
 		_, err := coordinatorConfig(c)
-		require.EqualError(t, err, path+":1: unknown key nmae\n"+
+		require.EqualError(t, err, path+":1: unknown key nammed\n"+
 			path+":4: lease_seconds must be a whole number, not a TOML string\n"+
 			"--listen[1] \"there\" must be host:port\n"+
 			path+":2: max_queue 0 must be between 1 and 1048576\n"+

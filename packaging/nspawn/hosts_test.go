@@ -2,6 +2,7 @@ package nspawn
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -93,7 +94,7 @@ func TestDropLosesPacketsOfOneDirection(t *testing.T) {
 	say(hosts[2])
 	host.Until(t, 5*time.Second, "b heard the third host, not the first", func() error {
 		if got, err := b.Try(t.Context(), "cat /run/heard"); got != "h3" {
-			return fmt.Errorf("%q %v", got, err)
+			return errors.Join(fmt.Errorf("%q", got), err)
 		}
 		return nil
 	})

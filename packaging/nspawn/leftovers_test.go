@@ -67,7 +67,7 @@ func janitorOf(t *testing.T, run *exec.Cmd) int {
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", run.Process.Pid))
 	for _, list := range lists {
 		b, _ := os.ReadFile(list)
-		for _, child := range strings.Fields(string(b)) {
+		for child := range strings.FieldsSeq(string(b)) {
 			if line, _ := os.ReadFile("/proc/" + child + "/cmdline"); strings.Contains(string(line), "sweep-hosts") {
 				pid, _ := strconv.Atoi(child)
 				return pid

@@ -116,7 +116,7 @@ func (f *fleet) untilPlacing(t *testing.T) []time.Duration {
 				p, err := n.coordinator.Place(t.Context(), r, "assigned", nil)
 				if err == nil {
 					placing[i] = time.Now()
-					_, err = f.Release(t.Context(), p.ID)
+					_, _ = f.Release(t.Context(), p.ID)
 					return
 				}
 				time.Sleep(20 * time.Millisecond)

@@ -2,6 +2,7 @@ package nspawn
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"syscall"
@@ -39,7 +40,7 @@ func (f *fleet) leader(t testing.TB) (found *node) {
 		defer cancel()
 		got, err := f.kv.Get(ctx, "/warmd/leader/", clientv3.WithFirstCreate()...)
 		if err != nil || len(got.Kvs) == 0 {
-			return fmt.Errorf("none: %v", err)
+			return errors.Join(errors.New("none"), err)
 		}
 		for _, n := range f.nodes {
 			if string(got.Kvs[0].Value) == n.Name+"-coordinator" {
@@ -104,7 +105,7 @@ func (f *fleet) etcdLeadOn(t testing.TB, n *node) {
 				_, err = cl.MoveLeader(ctx, m.ID)
 			}
 		}
-		return fmt.Errorf("it leads on %s: %v", now.Name, err)
+		return errors.Join(fmt.Errorf("it leads on %s", now.Name), err)
 	})
 }
 

@@ -50,7 +50,7 @@ func cgroupMembers(dir string) (ps []Proc) {
 			return nil //nolint:nilerr // it was removed while we looked: nobody is in there
 		}
 		b, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		for _, pid := range strings.Fields(string(b)) {
+		for pid := range strings.FieldsSeq(string(b)) {
 			if n, err := strconv.Atoi(pid); err == nil {
 				if p, ok := FindProc(n); ok {
 					ps = append(ps, p)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -83,7 +84,7 @@ func (l *SystemdLauncher) Start(ctx context.Context, u Unit) error {
 		return fmt.Errorf("start %s: %w", unitName(u), err)
 	}
 	// The zygote divides its own cgroup, which is its own under systemd only.
-	u.Argv = append(u.Argv[:len(u.Argv):len(u.Argv)], "--cgroups")
+	u.Argv = append(slices.Clip(u.Argv), "--cgroups")
 	if err := u.save(); err != nil {
 		return fail(err)
 	}

@@ -45,7 +45,7 @@ func (h *Host) Processes(t testing.TB, match func(Process) bool) []Process {
 			return nil // a cgroup comes and goes
 		}
 		pids, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		for _, word := range strings.Fields(string(pids)) {
+		for word := range strings.FieldsSeq(string(pids)) {
 			p, ok := readProcess(word)
 			p.Cgroup = "/" + strings.TrimPrefix(strings.TrimPrefix(dir, payload), "/")
 			if ok && match(p) {
