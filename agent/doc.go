@@ -8,6 +8,8 @@
 //	adopt.go      a new agent meets the workers of the old one
 //	capacity.go   what the node tells the fleet
 //	agent.go      New wires; run.go: Run owns
+//	supervise.go  what systemd is told: ready, the figures, that the loops turn
+//	reload.go     what a new configuration changes while everything runs
 //
 // # Restarts
 //

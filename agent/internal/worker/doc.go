@@ -13,15 +13,22 @@
 //	Runtime.Run ends      the same as the agent going away
 //	Runtime.Shutdown      everything ends, and is proven gone
 //
-// A pid alone never names a process here: see [Proc].
+// A pid alone never names a process here: see [Proc]. On cgroup v2 a worker is also
+// what is in its cgroup, so that no grandchild outlives it in a session of its own.
+//
+// Zygotes are started by a [Launcher]: as units of systemd, of another user, or as
+// plain processes where the agent is no service.
 //
 // # On disk
 //
 //	RUN/NAME.GEN/zygote.sock        control socket of generation GEN of runtime NAME
+//	RUN/NAME.GEN/unit.json          what systemd's unit is to run; `warmd zygote` checks it
+//	RUN/NAME.GEN/end.json           how that unit ended, by its ExecStopPost=
 //	RUN/NAME.GEN/zygote.json        what was started, so that an agent knows if it is current
 //	RUN/NAME.GEN/ID/engine.sock     control sockets of worker ID (a pair)
 //	RUN/NAME.GEN/ID/api.sock
 //	RUN/NAME.GEN/ID/worker.json     its Record
+//	RUN/NAME.GEN/ID/journal.offset  how much of its log is in the journal
 //	LOG/NAME/ID.log                 what the worker prints
 //	LOG/NAME/zygote.GEN.log         what the zygote prints; the newest keptLogs are kept
 //
