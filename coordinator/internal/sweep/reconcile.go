@@ -29,7 +29,7 @@ type nodeMemory struct {
 
 // reconcile compares what nodes hold with what records say. A node is asked when it
 // is new to this leader, when its agent has restarted, when it was away and is back,
-// when its own word lacks a placement that a record calls ready, and every Reconcile.
+// when its own word contradicts the records, and every Reconcile.
 func (t *term) reconcile(ctx context.Context, records []store.Record, fleet placement.Fleet) error {
 	byNode := map[string][]store.Record{}
 	byID := make(map[string]store.Record, len(records))
@@ -54,7 +54,7 @@ func (t *term) reconcile(ctx context.Context, records []store.Record, fleet plac
 		if !n.Alive && n.Status != "suspect" { // one that a call did not reach may answer the next
 			continue
 		}
-		if m.epoch == n.Epoch && time.Since(m.asked) < t.cfg.Reconcile && !lacks(n, byNode[n.Node]) {
+		if m.epoch == n.Epoch && time.Since(m.asked) < t.cfg.Reconcile && !contradicts(n, byNode[n.Node], byID) {
 			continue
 		}
 		g.Go(func() error {
@@ -81,10 +81,12 @@ func (t *term) reconcile(ctx context.Context, records []store.Record, fleet plac
 	return errors.Join(errs...)
 }
 
-// lacks says whether a node's exact word about itself misses a ready placement: its
-// engine has died, most likely. The word alone ends nothing; it may be older than the
+// contradicts says whether a node's exact word about itself misses a ready placement
+// (its engine has died, most likely), or names one that a record has on another node: a
+// claim sent before a partition arrives after it, for TCP repeats it, when the placement
+// has long been tried elsewhere. The word alone ends nothing; it may be older than the
 // record.
-func lacks(n placement.NodeView, ready []store.Record) bool {
+func contradicts(n placement.NodeView, ready []store.Record, byID map[string]store.Record) bool {
 	if n.Summary {
 		return false // it names none
 	}
@@ -92,6 +94,9 @@ func lacks(n placement.NodeView, ready []store.Record) bool {
 	for _, d := range n.Devices {
 		for _, id := range d.Placements {
 			has[id] = true
+			if r, ok := byID[id]; ok && r.Node != n.Node {
+				return true
+			}
 		}
 	}
 	return slices.ContainsFunc(ready, func(r store.Record) bool { return !has[r.ID] })

@@ -275,6 +275,17 @@ func TestAnEngineThatDiedIsKnownWithTheNodesNextWord(t *testing.T) {
 	}, func(c *Config) { c.Every, c.Reconcile = time.Second, 10*time.Minute })
 }
 
+func TestAClaimThatArrivesAfterItsPlacementWasTriedElsewhereIsReleasedWithTheNodesNextWord(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.record("p-1", "n2", 2, placement.Released, "me")
+		r.lead()
+		time.Sleep(time.Minute)
+		r.onNode("p-1", "n1", 1)
+		time.Sleep(2 * time.Second)
+		assert.Empty(t, r.nodes.Agents["n1"].Held())
+	}, func(c *Config) { c.Every, c.Reconcile = time.Second, 10*time.Minute })
+}
+
 func TestAReadyPlacementReleasedOnItsNodeIsReleased(t *testing.T) {
 	bubble(t, func(r *rig) {
 		r.serve("p-1", "n1", 1)
