@@ -3,6 +3,7 @@ package sweep
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,7 +93,7 @@ func TestADeposedSweeperWritesNothing(t *testing.T) {
 	_, err = cl.Revoke(t.Context(), clientv3.LeaseID(lease))
 	require.NoError(t, err)
 
-	fx := &world{Store: s, records: []store.Record{before}, living: map[string]bool{}}
+	fx := &world{Records: s, records: []store.Record{before}, living: map[string]bool{}}
 	zombie := New(Config{Instance: "a.1", Every: time.Millisecond, NodeGone: time.Nanosecond}, fx)
 	zombie.Lead(t.Context(), fence) // returns, since its first write is refused
 	after, err := s.Get(t.Context(), "p-1")
@@ -137,7 +138,7 @@ func TestALeaseThatEndsWhileWaitingDoesNotLead(t *testing.T) {
 // world is the sweeper's world in a test: a store, a list of what is known, and a
 // fleet that may be nil.
 type world struct {
-	Store
+	Records
 	Agents
 	records []store.Record
 	living  map[string]bool
@@ -145,12 +146,6 @@ type world struct {
 
 	mu      sync.Mutex // guards records and resumed
 	resumed []store.Record
-}
-
-// Store is what Records are read from in a test.
-type Store interface {
-	Records
-	List(ctx context.Context) ([]store.Record, error)
 }
 
 func (w *world) know(records []store.Record) {
@@ -173,7 +168,7 @@ func (w *world) All() []store.Record {
 	return all
 }
 func (w *world) Fleet() placement.Fleet                          { return w.fleet }
-func (w *world) Living(context.Context) (map[string]bool, error) { return w.living, nil }
+func (w *world) Living(context.Context) (map[string]bool, error) { return maps.Clone(w.living), nil }
 func (w *world) Resume(r store.Record) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

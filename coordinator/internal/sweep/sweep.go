@@ -34,6 +34,8 @@ type Records interface {
 	Update(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
 	Delete(ctx context.Context, r store.Record, f store.Fence) error
 	Get(ctx context.Context, id string) (store.Record, error)
+	// List is every record, as etcd has it now.
+	List(ctx context.Context) ([]store.Record, error)
 }
 
 // Agents is what the sweeper asks of agents. Held fails while a node has not looked
@@ -158,6 +160,9 @@ type term struct {
 	fence store.Fence
 	ctx   context.Context // the leadership's, for what goes on beside the passes
 
+	// The orphans' loop's own.
+	living map[string]bool // who was alive when all of etcd was last read; nil before
+
 	// The nodes' loop's own.
 	silent map[string]time.Time // since when a node that records name is not alive
 	nodes  map[string]*nodeMemory
@@ -212,18 +217,23 @@ func (t *term) pass(ctx context.Context, parts []part) error {
 	return errors.Join(errs...)
 }
 
-// unfinished takes over assigned records that nobody finishes.
+// unfinished takes over assigned records that nobody finishes. What we have heard of
+// records may come by a member of etcd that died or was cut off with a coordinator, and
+// lacks the last that this one wrote: when one is gone, etcd itself is read, once.
 func (t *term) unfinished(ctx context.Context, records []store.Record, _ placement.Fleet) error {
-	var living map[string]bool
+	living, err := t.fx.Living(ctx)
+	if err != nil {
+		return fmt.Errorf("list coordinators: %w", err)
+	}
+	if t.living == nil || someGone(t.living, living) {
+		if records, err = t.fx.List(ctx); err != nil {
+			return fmt.Errorf("list records: %w", err)
+		}
+	}
+	t.living = living
 	for _, r := range records {
 		if r.State != placement.Assigned || r.Owner == t.cfg.Instance {
 			continue
-		}
-		if living == nil {
-			var err error
-			if living, err = t.fx.Living(ctx); err != nil {
-				return fmt.Errorf("list coordinators: %w", err)
-			}
 		}
 		if living[r.Owner] && time.Since(r.Created) < r.Request.Timeout()+t.cfg.Overdue {
 			continue
@@ -241,6 +251,15 @@ func (t *term) unfinished(ctx context.Context, records []store.Record, _ placeme
 		t.fx.Resume(taken)
 	}
 	return nil
+}
+
+func someGone(before, now map[string]bool) bool {
+	for who := range before {
+		if !now[who] {
+			return true
+		}
+	}
+	return false
 }
 
 // deadNodes fails ready placements of nodes that have been silent for NodeGone. The

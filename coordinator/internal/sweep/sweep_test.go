@@ -43,7 +43,7 @@ func bubble(t *testing.T, f func(r *rig), change ...func(*Config)) {
 		a, b := agenttest.New("n1", 2, h), agenttest.New("n2", 2, h)
 		nodes := agenttest.NewNodes(a, b).Live()
 		mem := store.NewMem()
-		r := &rig{t: t, mem: mem, nodes: nodes, fx: &live{world: world{Store: mem, Agents: nodes, living: map[string]bool{"me": true}}, nodes: nodes}}
+		r := &rig{t: t, mem: mem, nodes: nodes, fx: &live{world: world{Records: mem, Agents: nodes, living: map[string]bool{"me": true}}, nodes: nodes}}
 		cfg := Config{Instance: "me", Every: time.Second}
 		for _, c := range change {
 			c(&cfg)
@@ -110,6 +110,20 @@ func TestAnUnfinishedRecordOfADeadOwnerIsTakenOverOnce(t *testing.T) {
 		assert.Equal(t, "p-dead", r.fx.resumed[0].ID)
 		assert.Equal(t, "me", r.state("p-dead").Owner)
 		assert.Equal(t, "other", r.state("p-other").Owner, "its owner is alive")
+	})
+}
+
+// The watch of the one who sweeps hung on the member of etcd that went with the dead one.
+func TestWhatADeadOwnerWroteLastIsTakenOverBeforeItIsHeardOf(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.fx.living["other"] = true
+		r.lead()
+		time.Sleep(10 * time.Second)
+		r.fx.know([]store.Record{})
+		r.record("p-last", "n1", 1, placement.Assigned, "other")
+		delete(r.fx.living, "other")
+		time.Sleep(1100 * time.Millisecond)
+		assert.Equal(t, "me", r.state("p-last").Owner)
 	})
 }
 
