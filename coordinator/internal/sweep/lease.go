@@ -55,10 +55,36 @@ func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.T
 	}
 }
 
-// renew asks one member, the next one with every call.
-func (e *Election) renew(ctx context.Context, id clientv3.LeaseID) error {
+// renewTries is how many members are asked for one renewal.
+const renewTries = 4
+
+// renew asks a member, and where it does not answer in a moment the next ones, too: the
+// client takes its members in turn, but other calls take turns between ours, so that one
+// try after the other may meet a silent member each time until the lease has run out.
+func (e *Election) renew(ctx context.Context, id clientv3.LeaseID) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, e.ttl()/6)
 	defer cancel()
+	answers := make(chan error, renewTries)
+	next := time.NewTicker(e.ttl() / 60)
+	defer next.Stop()
+	for asked, told := 0, 0; told < renewTries; {
+		if asked < renewTries {
+			asked++
+			go func() { answers <- e.renewOnce(ctx, id) }()
+		}
+		select {
+		case err = <-answers:
+			if err == nil || errors.Is(err, errLeaseEnded) {
+				return err
+			}
+			told++
+		case <-next.C:
+		}
+	}
+	return err
+}
+
+func (e *Election) renewOnce(ctx context.Context, id clientv3.LeaseID) error {
 	stream, err := clientv3.RetryLeaseClient(e.Client).LeaseKeepAlive(ctx)
 	if err != nil {
 		return err
