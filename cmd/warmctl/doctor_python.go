@@ -71,7 +71,7 @@ func (h host) checkPython(ctx context.Context) []finding {
 		out = append(out, finding{"python", broken, "no Python 3.10 to 3.13 and no uv in PATH", "install python3.12 with its venv package, or uv"})
 	}
 	if uv == "" {
-		out = append(out, finding{"uv", warn, "uv is not in PATH: `warmd runtime add` needs it to make a venv", "install uv, or adopt a venv with warmd runtime add NAME --python PATH"})
+		out = append(out, finding{"uv", warn, "uv is not in PATH: `warmd runtime add` fetches one, with Python's venv module", "apt install python3-venv, install uv, or adopt a venv with warmd runtime add NAME --python PATH"})
 	}
 	if h.getenv("PYTHONDONTWRITEBYTECODE") != "" {
 		out = append(out, finding{"python", warn, "PYTHONDONTWRITEBYTECODE is set: every import compiles again, which doubles a cold start", "unset PYTHONDONTWRITEBYTECODE"})
@@ -80,19 +80,25 @@ func (h host) checkPython(ctx context.Context) []finding {
 }
 
 // runtimesDir is the rule of `warmd runtime`: $WARMD_RUNTIMES, the service's
-// folder for root, the user's data folder for everybody else.
+// folder for root, the user's data folder for everybody else. But a user who has
+// none on a host that has the service asks about the service's.
 func (h host) runtimesDir() string {
 	if dir := h.getenv("WARMD_RUNTIMES"); dir != "" {
 		return dir
 	}
-	if os.Geteuid() == 0 {
-		return "/var/lib/warmd/runtimes"
+	const ofService = "/var/lib/warmd/runtimes"
+	if h.me.uid == 0 {
+		return ofService
 	}
 	data := h.getenv("XDG_DATA_HOME")
 	if !filepath.IsAbs(data) {
 		data = filepath.Join(h.getenv("HOME"), ".local/share")
 	}
-	return filepath.Join(data, "warmd/runtimes")
+	own := filepath.Join(data, "warmd/runtimes")
+	if !exists(h.path(own)) && exists(h.path(ofService)) {
+		return ofService
+	}
+	return own
 }
 
 // checkRuntimes reads the manifests and checks what they name. It sees only
@@ -108,8 +114,10 @@ func (h host) checkRuntimes(dir string) []finding {
 	}
 	var out []finding
 	for _, e := range entries {
-		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
-			out = append(out, h.checkRuntime(filepath.Join(dir, e.Name()), e.Name()))
+		at := filepath.Join(dir, e.Name())
+		// A runtime that was added with --dir is a link.
+		if info, err := os.Stat(h.path(at)); err == nil && info.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			out = append(out, h.checkRuntime(at, e.Name()))
 		}
 	}
 	if len(out) == 0 {

@@ -117,6 +117,9 @@ func TestRuntimesAreReadFromTheirManifests(t *testing.T) {
 	h.file("/r/v/runtime.json", `{"kind":"vllm","engine":"vllm","version":"0.32.0","device":"cpu","python":"/bin/py","profile":"profile.json"}`)
 	h.file("/r/v/profile.json", "{}")
 	require.Equal(t, "ok: v: vllm 0.32.0 for cpu", one(t, h.host.checkRuntimes("/r")))
+	require.NoError(t, os.Rename(filepath.Join(h.dir, "r/v"), filepath.Join(h.dir, "far")))
+	require.NoError(t, os.Symlink("../far", filepath.Join(h.dir, "r/v")))
+	require.Equal(t, "ok: v: vllm 0.32.0 for cpu", one(t, h.host.checkRuntimes("/r")), "one that was added with --dir is a link")
 }
 
 func TestRuntimesFolderFollowsTheRuleOfWarmdRuntime(t *testing.T) {
@@ -124,13 +127,15 @@ func TestRuntimesFolderFollowsTheRuleOfWarmdRuntime(t *testing.T) {
 	h.env["WARMD_RUNTIMES"] = "/mine"
 	require.Equal(t, "/mine", h.host.runtimesDir())
 	delete(h.env, "WARMD_RUNTIMES")
-	if os.Geteuid() == 0 {
-		require.Equal(t, "/var/lib/warmd/runtimes", h.host.runtimesDir())
-		return
-	}
 	require.Equal(t, "/home/u/.local/share/warmd/runtimes", h.host.runtimesDir())
 	h.env["XDG_DATA_HOME"] = "/data"
 	require.Equal(t, "/data/warmd/runtimes", h.host.runtimesDir())
+	h.file("/var/lib/warmd/runtimes/v/runtime.json", "{}")
+	require.Equal(t, "/var/lib/warmd/runtimes", h.host.runtimesDir(), "a user without runtimes asks about the service's")
+	h.file("/data/warmd/runtimes/v/runtime.json", "{}")
+	require.Equal(t, "/data/warmd/runtimes", h.host.runtimesDir())
+	h.host.me.uid = 0
+	require.Equal(t, "/var/lib/warmd/runtimes", h.host.runtimesDir())
 }
 
 func TestGPUNeedsNodesAndLibrary(t *testing.T) {
