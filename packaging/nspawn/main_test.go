@@ -80,7 +80,7 @@ var threeHosts struct {
 func three(t *testing.T) []*host.Host {
 	t.Helper()
 	s := &threeHosts
-	s.once.Do(func() { s.hosts, s.err = bootAll("h1", "h2", "h3") })
+	s.once.Do(func() { s.hosts, s.err = bootAll(host.Spec{}, "h1", "h2", "h3") })
 	if s.err != nil {
 		t.Fatal(s.err)
 	}
@@ -89,13 +89,13 @@ func three(t *testing.T) []*host.Host {
 }
 
 // bootAll boots hosts at once.
-func bootAll(names ...string) ([]*host.Host, error) {
+func bootAll(spec host.Spec, names ...string) ([]*host.Host, error) {
 	hosts, errs := make([]*host.Host, len(names)), make(chan error, len(names))
 	begin := time.Now()
 	for i, name := range names {
 		go func() {
 			var err error
-			hosts[i], err = lab.Boot(context.Background(), name, host.Spec{})
+			hosts[i], err = lab.Boot(context.Background(), name, spec)
 			errs <- err
 		}()
 	}

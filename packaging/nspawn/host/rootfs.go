@@ -18,14 +18,14 @@ const suite = "bookworm" // systemd 252, the oldest that warmd supports, and etc
 // that run one. What a package of warmd depends on is here, too: hosts have no
 // network but their own. libnuma1 is what vLLM for CPU wants of the system.
 var packages = []string{
-	"ca-certificates", "curl", "dbus", "etcd-client", "etcd-server", "iproute2", "iptables", "jq", "libnuma1", "openssl",
-	"polkitd", "procps", "python3", "rpm", "systemd", "systemd-sysv", "util-linux",
+	"ca-certificates", "curl", "dbus", "etcd-client", "etcd-server", "iproute2", "iptables", "jq", "libnuma1", "openssh-client",
+	"openssh-server", "openssl", "polkitd", "procps", "python3", "rpm", "sudo", "systemd", "systemd-sysv", "util-linux",
 }
 
 // setUpScript runs in the new root. Nothing starts at boot but what a test asks
 // for; timers that would do work in the middle of a measurement are off.
 const setUpScript = `
-systemctl mask etcd.service apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer dpkg-db-backup.timer man-db.timer getty.target console-getty.service
+systemctl mask etcd.service ssh.service ssh.socket apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer dpkg-db-backup.timer man-db.timer getty.target console-getty.service
 mkdir -p /var/log/journal
 rm -rf /var/lib/etcd/default /var/cache/apt/*.bin /etc/hostname
 `
