@@ -139,7 +139,9 @@ func (c Config) library(tr memberlist.Transport, port int, ring *memberlist.Keyr
 	// Six times the least would let a member that few others accuse pass for alive for
 	// 24 s; with twice it has 8 s to object, forty rounds of gossip.
 	lib.SuspicionMaxTimeoutMult = 2
-	lib.DeadNodeReclaimTime = reclaimAfter // 0 would keep a re-addressed host out for ever
-	lib.EnableCompression = false          // LZW gains nothing on our bytes
+	// With 0 a member refuses a host at a new address until it has probed all others once
+	// more, and so has forgotten the dead: as many seconds as the fleet has members.
+	lib.DeadNodeReclaimTime = reclaimAfter
+	lib.EnableCompression = false // LZW gains nothing on our bytes
 	return lib, nil
 }

@@ -30,6 +30,7 @@ type Network struct {
 	random  *rand.Rand
 	nodes   map[string]*Transport // by host:port
 	addrs   map[string]string     // by name, kept for a node that comes back
+	given   int                   // addresses so far
 	drop    float64
 	delay   time.Duration
 	cut     map[[2]string]bool // from, to (names)
@@ -51,8 +52,8 @@ func (n *Network) Transport(name string) *Transport {
 	defer n.mu.Unlock()
 	addr, known := n.addrs[name]
 	if !known {
-		k := len(n.addrs) + 1
-		addr = fmt.Sprintf("10.0.%d.%d:%d", k/250, k%250+1, Port)
+		n.given++
+		addr = fmt.Sprintf("10.0.%d.%d:%d", n.given/250, n.given%250+1, Port)
 		n.addrs[name] = addr
 	}
 	t := &Transport{
@@ -60,6 +61,13 @@ func (n *Network) Transport(name string) *Transport {
 	}
 	n.nodes[addr] = t
 	return t
+}
+
+// Readdress gives a node another address when it is plugged in next.
+func (n *Network) Readdress(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.addrs, name)
 }
 
 // Addr is the address of a node that was plugged in.
