@@ -4,7 +4,8 @@ export CGO_CFLAGS += -Wno-deprecated-declarations
 # Python must write and use bytecode: without it every engine start recompiles 20,000 files.
 unexport PYTHONDONTWRITEBYTECODE
 
-VERSION ?= $(shell packaging/version.sh)
+# One for all of a run, whatever is edited meanwhile.
+VERSION := $(or $(VERSION),$(shell packaging/version.sh))
 BIN     ?= bin
 LDFLAGS := -s -w -X main.version=$(VERSION)
 # NVML is found at run time: with -z now (Ubuntu's default) the binary would not even start on a host without it.
