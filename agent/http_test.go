@@ -359,16 +359,7 @@ func TestASocketInUseIsNotTakenAway(t *testing.T) {
 	other := n.cfg
 	other.DataDir = filepath.Join(n.dir, "data2")
 	_, err := New(other, n.opt)
-	require.ErrorContains(t, err, "another agent answers there")
-	other.Socket = filepath.Join(n.dir, "b.sock")
-	require.NoError(t, os.WriteFile(other.Socket, nil, 0o600))
-	_, err = New(other, n.opt)
-	require.ErrorContains(t, err, "not a socket")
-	other.Socket, other.Listen = "", []string{"127.0.0.1:1"}
-	if os.Geteuid() != 0 {
-		_, err = New(other, n.opt)
-		require.ErrorContains(t, err, "listen on 127.0.0.1:1")
-	}
+	require.ErrorContains(t, err, "another server answers there")
 }
 
 func TestTwoListenersServeTheSame(t *testing.T) {

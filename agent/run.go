@@ -176,3 +176,21 @@ func (a *Agent) poke() {
 	}
 	a.touch()
 }
+
+// listen takes the sockets that came along, or opens those of the configuration, and
+// decides what the fleet calls.
+func (a *Agent) listen() (err error) {
+	a.listeners, err = api.Listen(a.opt.Listeners, a.cfg.Socket, a.cfg.Listen, a.cfg.TLS)
+	a.addr = a.cfg.Advertise
+	for _, ln := range a.listeners {
+		a.onClose("listener "+ln.Addr().String(), func() error { _ = ln.Close(); return nil }) // Serve closes it, too
+		if a.addr == "" && ln.Addr().Network() == "tcp" {
+			a.addr = ln.Addr().String()
+		}
+	}
+	return err
+}
+
+// Addr is the address that the fleet calls; empty when the agent listens locally
+// only.
+func (a *Agent) Addr() string { return a.addr }

@@ -27,9 +27,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
@@ -174,7 +172,7 @@ func (c *Coordinator) wire(records recordStore, living func(context.Context) (ma
 // Run serves until ctx ends. Placements under way are let go of, not undone: their
 // records say how far they are, and whoever comes next goes on.
 func (c *Coordinator) Run(ctx context.Context) error {
-	lns, err := c.listeners()
+	lns, err := agentapi.Listen(c.opt.Listeners, c.cfg.Socket, c.cfg.Listen, c.cfg.TLS)
 	if err != nil {
 		return err
 	}
@@ -214,65 +212,6 @@ func (c *Coordinator) Run(ctx context.Context) error {
 
 // stopTime bounds the end of requests under way; their contexts are over by then.
 const stopTime = 5 * time.Second
-
-func (c *Coordinator) listeners() ([]net.Listener, error) {
-	if len(c.opt.Listeners) > 0 {
-		return c.permitted(c.opt.Listeners)
-	}
-	var lns []net.Listener
-	addrs := c.cfg.Listen
-	if c.cfg.Socket != "" {
-		addrs = append([]string{c.cfg.Socket}, addrs...)
-	}
-	for _, addr := range addrs {
-		ln, err := listen(addr)
-		if err != nil {
-			for _, open := range lns {
-				_ = open.Close()
-			}
-			return nil, fmt.Errorf("listen on %s: %w (another coordinator? ss -ltnxp shows it)", addr, err)
-		}
-		lns = append(lns, ln)
-	}
-	return c.permitted(lns)
-}
-
-// permitted closes listeners that must not be served.
-func (c *Coordinator) permitted(lns []net.Listener) ([]net.Listener, error) {
-	if err := c.cfg.TLS.CheckListeners(lns); err != nil {
-		for _, open := range lns {
-			_ = open.Close()
-		}
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	return lns, nil
-}
-
-// listen opens host:port, or a Unix socket at an absolute path. A coordinator that was
-// killed leaves its socket file behind: one that nobody answers is taken over.
-func listen(addr string) (net.Listener, error) {
-	if !strings.HasPrefix(addr, "/") {
-		return net.Listen("tcp", addr)
-	}
-	if c, err := net.DialTimeout("unix", addr, time.Second); err == nil {
-		_ = c.Close()
-		return nil, errors.New("somebody answers there already")
-	}
-	if st, err := os.Lstat(addr); err == nil && st.Mode()&os.ModeSocket != 0 {
-		if err := os.Remove(addr); err != nil {
-			return nil, err
-		}
-	}
-	ln, err := net.Listen("unix", addr)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(addr, 0o660); err != nil {
-		_ = ln.Close()
-		return nil, err
-	}
-	return ln, nil
-}
 
 // lead sweeps while this coordinator is elected.
 func (c *Coordinator) lead(ctx context.Context, f store.Fence) {

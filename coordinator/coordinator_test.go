@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -326,25 +323,6 @@ func TestAMemberWithoutAnAgentIsNotAPlaceToPlace(t *testing.T) {
 	fleet, err := r.client.Fleet(t.Context())
 	require.NoError(t, err)
 	assert.Len(t, fleet.Nodes, 1, "capacity shows every member")
-}
-
-func TestASocketFileOfADeadCoordinatorIsTakenOver(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "c.sock")
-	dead, err := net.Listen("unix", path)
-	require.NoError(t, err)
-	dead.(*net.UnixListener).SetUnlinkOnClose(false)
-	_, err = listen(path)
-	require.ErrorContains(t, err, "answers there already")
-	require.NoError(t, dead.Close())
-	ln, err := listen(path)
-	require.NoError(t, err)
-	require.NoError(t, ln.Close())
-	require.NoError(t, os.WriteFile(path, []byte("precious"), 0o600))
-	_, err = listen(path)
-	require.Error(t, err)
-	kept, err := os.ReadFile(path)
-	require.NoError(t, err)
-	assert.Equal(t, "precious", string(kept), "what is not a socket is not removed")
 }
 
 func TestMetricsCountWhatHappened(t *testing.T) {

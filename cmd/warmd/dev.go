@@ -13,6 +13,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"warmd/agent"
+	"warmd/agent/api"
+	"warmd/agent/api/access"
 	"warmd/agent/gossip"
 	"warmd/agent/runtime"
 	"warmd/coordinator"
@@ -140,7 +142,7 @@ func runDev(ctx context.Context, cfg devConfig) (err error) {
 	cc := coordinator.DefaultConfig()
 	cc.Name, cc.Endpoints = "dev", []string{etcd.url}
 	// The sockets are open before Ready is called: a client's first request waits there.
-	listeners, err := devListeners(cfg)
+	listeners, err := api.Listen(nil, filepath.Join(cfg.Data, "coordinator.sock"), cfg.Listen, access.Files{})
 	if err != nil {
 		return err
 	}
@@ -163,25 +165,6 @@ func runDev(ctx context.Context, cfg devConfig) (err error) {
 		return nil
 	}})
 	return runAll(ctx, parts)
-}
-
-// devListeners opens the coordinator's sockets. The lock of the data folder is held,
-// so a socket file that is there is a leftover.
-func devListeners(cfg devConfig) ([]net.Listener, error) {
-	path := filepath.Join(cfg.Data, "coordinator.sock")
-	_ = os.Remove(path)
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	all := []net.Listener{ln}
-	for _, addr := range cfg.Listen {
-		if ln, err = net.Listen("tcp", addr); err != nil {
-			return nil, fmt.Errorf("listen on %s: %w (another program? ss -ltnp shows it)", addr, err)
-		}
-		all = append(all, ln)
-	}
-	return all, nil
 }
 
 // devMember is a gossip member or a fleet of one.
