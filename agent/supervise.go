@@ -27,21 +27,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 		return nil
 	}
 	dog := make(chan error, 1)
-	well := make(chan struct{}, 1) // the watchdog's own words are over
-	go func() {
-		var last error
-		dog <- n.Watchdog(ctx, func() error {
-			err := a.Alive(ctx)
-			if err == nil && last != nil {
-				select {
-				case well <- struct{}{}:
-				default:
-				}
-			}
-			last = err
-			return err
-		})
-	}()
+	go func() { dog <- n.Watchdog(ctx, func() error { return a.Alive(ctx) }) }()
 	defer func() { _ = <-dog }()
 	defer n.Stopping("ending; engines go on")
 
@@ -69,8 +55,6 @@ func (a *Agent) supervise(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-well:
-			told = ""
 		case <-tick.C:
 		case <-a.noted:
 			wait := time.NewTimer(statusPause)

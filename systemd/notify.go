@@ -22,7 +22,8 @@ type Notifier struct {
 	addr     *net.UnixAddr // nil: nobody listens
 	watchdog time.Duration // 0: no watchdog
 	log      *slog.Logger
-	ready    atomic.Bool // Ready was said
+	ready    atomic.Bool            // Ready was said
+	line     atomic.Pointer[string] // what Ready or Status said last
 }
 
 // NewNotifier takes the notify socket and the watchdog's time out of the
@@ -47,6 +48,7 @@ func (n *Notifier) Enabled() bool { return n.addr != nil }
 // first claim could be taken, not before.
 func (n *Notifier) Ready(status string) {
 	n.ready.Store(true)
+	n.line.Store(&status)
 	n.send(daemon.SdNotifyReady, status)
 }
 
@@ -76,7 +78,11 @@ func (n *Notifier) Reloading() {
 }
 
 // Status is the line in `systemctl status`.
-func (n *Notifier) Status(format string, args ...any) { n.send("", fmt.Sprintf(format, args...)) }
+func (n *Notifier) Status(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	n.line.Store(&line)
+	n.send("", line)
+}
 
 // Extend asks for more time to start or to stop, from now.
 func (n *Notifier) Extend(d time.Duration) {
@@ -88,7 +94,8 @@ func (n *Notifier) Extend(d time.Duration) {
 // matter and be quick: when it hangs, nobody pets, which is the point.
 //
 // It pets three times in systemd's interval, so that one late turn on a starved
-// host is not a restart.
+// host is not a restart. While alive fails, that is the status; then it is again what
+// it was.
 func (n *Notifier) Watchdog(ctx context.Context, alive func() error) error {
 	if n.addr == nil || n.watchdog == 0 {
 		return nil
@@ -101,13 +108,15 @@ func (n *Notifier) Watchdog(ctx context.Context, alive func() error) error {
 			n.send(daemon.SdNotifyWatchdog, "")
 			if unwell {
 				n.log.Info("well again")
-				n.Status("well again")
+				if line := n.line.Load(); line != nil {
+					n.send("", *line)
+				}
 			}
 			unwell = false
 		} else if !unwell {
 			unwell = true
 			n.log.Error("unwell: systemd restarts this service unless that ends soon", "err", err, "within", n.watchdog)
-			n.Status("unwell: %v", err)
+			n.send("", fmt.Sprintf("unwell: %v", err))
 		}
 		select {
 		case <-ctx.Done():

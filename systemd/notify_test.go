@@ -99,6 +99,8 @@ func TestWatchdogIsPettedOnlyWhileAlive(t *testing.T) {
 	assert.False(t, left, "no child pets our watchdog")
 
 	var sick atomic.Pointer[error]
+	n.Status("2 warm")
+	assert.Equal(t, "STATUS=2 warm", m.next())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -120,7 +122,7 @@ func TestWatchdogIsPettedOnlyWhileAlive(t *testing.T) {
 	assert.True(t, m.quietFor(100*time.Millisecond), "no petting while unwell, and told once")
 	sick.Store(nil)
 	assert.Equal(t, "WATCHDOG=1", m.next())
-	assert.Equal(t, "STATUS=well again", m.next())
+	assert.Equal(t, "STATUS=2 warm", m.next(), "the line is there again that was there before")
 	assert.Equal(t, "WATCHDOG=1", m.next())
 	cancel()
 	assert.NoError(t, <-done)
