@@ -36,14 +36,8 @@ func (a *Agent) Reload(cfg Config) error {
 	if err := a.certs.Check(cfg.TLS); err != nil {
 		return fmt.Errorf("reload configuration: %w", err)
 	}
-	keys, err := cfg.Gossip.ReadKeys()
-	if err != nil {
+	if err := cfg.Gossip.Rekey(a.opt.Gossip); err != nil { // the last step that can fail
 		return fmt.Errorf("reload configuration: %w", err)
-	}
-	if g, ok := a.opt.Gossip.(interface{ SetKeys([][]byte) error }); ok {
-		if err := g.SetKeys(keys); err != nil { // the last step that can fail
-			return fmt.Errorf("reload configuration: gossip.keys_file: %w", err)
-		}
 	}
 	if a.opt.Level != nil {
 		_ = a.opt.Level.UnmarshalText([]byte(cfg.LogLevel)) // validated
@@ -56,10 +50,6 @@ func (a *Agent) Reload(cfg Config) error {
 	for _, d := range a.devices {
 		d.SetWarm(a.warmOn(d.ID()))
 	}
-	changed := slices.DeleteFunc(conf.Changed(*before, cfg), func(key string) bool { return !a.isLive(key, cfg) })
-	a.log.Info("configuration read again", "changed", changed)
-	if late := slices.DeleteFunc(conf.Changed(a.cfg, cfg), func(key string) bool { return a.isLive(key, cfg) }); len(late) > 0 {
-		a.log.Warn("needs a restart", "keys", late)
-	}
+	conf.LogReload(a.log, a.cfg, *before, cfg, func(key string) bool { return a.isLive(key, cfg) })
 	return nil
 }

@@ -35,14 +35,8 @@ func (c *Coordinator) Reload(cfg Config) error {
 	if err := errors.Join(c.certs.Check(cfg.TLS), c.etcdCerts.Check(cfg.EtcdTLS())); err != nil {
 		return fmt.Errorf("reload configuration: %w", err)
 	}
-	keys, err := cfg.Gossip.ReadKeys()
-	if err != nil {
+	if err := cfg.Gossip.Rekey(c.opt.View); err != nil { // the last step that can fail
 		return fmt.Errorf("reload configuration: %w", err)
-	}
-	if g, ok := c.opt.View.(interface{ SetKeys([][]byte) error }); ok {
-		if err := g.SetKeys(keys); err != nil { // the last step that can fail
-			return fmt.Errorf("reload configuration: gossip.keys_file: %w", err)
-		}
 	}
 	if c.opt.Level != nil {
 		_ = c.opt.Level.UnmarshalText([]byte(cfg.LogLevel)) // validated
@@ -51,12 +45,7 @@ func (c *Coordinator) Reload(cfg Config) error {
 	if err := errors.Join(c.certs.Reload(cfg.TLS), c.etcdCerts.Reload(cfg.EtcdTLS())); err != nil {
 		c.log.Error("new certificate files are not used, the old ones stay", "error", err)
 	}
-	before := c.now
+	conf.LogReload(c.log, c.cfg, c.now, cfg, func(key string) bool { return c.isLive(key, cfg) })
 	c.now = cfg
-	changed := slices.DeleteFunc(conf.Changed(before, cfg), func(key string) bool { return !c.isLive(key, cfg) })
-	c.log.Info("configuration read again", "changed", changed)
-	if late := slices.DeleteFunc(conf.Changed(c.cfg, cfg), func(key string) bool { return c.isLive(key, cfg) }); len(late) > 0 {
-		c.log.Warn("needs a restart", "keys", late)
-	}
 	return nil
 }

@@ -1,11 +1,22 @@
 package conf
 
 import (
+	"log/slog"
 	"maps"
 	"reflect"
 	"slices"
 	"strings"
 )
+
+// LogReload says by key what a reload changed that is in effect, and what differs from
+// the configuration that the process began with and is not: live tells them apart.
+func LogReload(log *slog.Logger, began, before, now any, live func(key string) bool) {
+	inEffect := slices.DeleteFunc(Changed(before, now), func(key string) bool { return !live(key) })
+	log.Info("configuration read again", "changed", inEffect)
+	if late := slices.DeleteFunc(Changed(began, now), live); len(late) > 0 {
+		log.Warn("needs a restart", "keys", late)
+	}
+}
 
 // Changed lists the keys whose values differ between two configurations of one type,
 // tables as table.key, in the order of the struct. Fields without a key are left out;

@@ -121,3 +121,18 @@ func (s Settings) ReadKeys() ([][]byte, error) {
 	}
 	return keys, nil
 }
+
+// Rekey reads the keys again and gives them to a member that runs. One that has no
+// network has no keys.
+func (s Settings) Rekey(member any) error {
+	keys, err := s.ReadKeys()
+	if err != nil {
+		return err
+	}
+	if m, ok := member.(interface{ SetKeys([][]byte) error }); ok {
+		if err := m.SetKeys(keys); err != nil {
+			return fmt.Errorf("gossip.keys_file: %w", err)
+		}
+	}
+	return nil
+}
