@@ -204,8 +204,8 @@ func stopAndActivate(t *testing.T, v *serving) {
 	figure("activation_seconds", seconds(time.Since(begin)))
 }
 
-// killZygote kills the process that forks workers. Those that it forked live on, and
-// the next generation forks more.
+// killZygote kills the process that forks workers. Those that it forked live on, the one
+// that waits is as good as ever, and the next generation forks those that come after it.
 func killZygote(t *testing.T, v *serving) {
 	unit := v.before[0].Cgroup[:strings.LastIndex(v.before[0].Cgroup, "/")]
 	zygotes := v.Processes(t, func(p host.Process) bool { return p.Cgroup == unit+"/zygote" })
@@ -213,23 +213,24 @@ func killZygote(t *testing.T, v *serving) {
 	require.NoError(t, syscall.Kill(zygotes[0].Pid, syscall.SIGKILL))
 	begin := time.Now()
 	host.Until(t, rightWithin, "capacity is right without a zygote", func() error { return v.right(t, 1) })
-	host.Until(t, imports, "the next generation is up", func() error {
+	p := v.place(t, tiny("orphan"))
+	assert.Equal(t, placement.TierWarm, p.Tier)
+	assert.True(t, v.of(t, unit, p.Worker), "the worker that the dead zygote had parked")
+	host.Until(t, imports, "the next generation has parked a worker", func() error {
 		st, err := v.node(t)
 		if err != nil {
 			return err
 		}
 		for _, w := range st.Workers {
-			if w.State == "warm" && zygote(st.Capacity) == "up" && w.EnginePID != 0 && !v.of(t, unit, w.ID) {
+			if w.State == "warm" && w.EnginePID != 0 && !v.of(t, unit, w.ID) {
 				return nil
 			}
 		}
 		return fmt.Errorf("zygote %s, workers %+v", zygote(st.Capacity), st.Workers)
 	})
 	figure("next_generation_seconds", seconds(time.Since(begin)))
-	p := v.place(t, tiny("younger"))
-	assert.Equal(t, placement.TierWarm, p.Tier)
-	assert.Equal(t, "active", v.Run(t, "systemctl show -P ActiveState "+unit[strings.LastIndex(unit, "/")+1:]), "the old generation's unit lives as long as its engine")
 	v.release(t, p.ID)
+	assert.Equal(t, "active", v.Run(t, "systemctl show -P ActiveState "+unit[strings.LastIndex(unit, "/")+1:]), "the old generation's unit lives as long as its engine")
 }
 
 // of says whether a worker belongs to a unit.
