@@ -8,27 +8,33 @@ import socket
 import threading
 
 import half as halves
+import sleeping
+from control import Refused
 from half import now
 
 LAST_WORDS_S = 3  # for a dying engine, whose words say more than that its server is left alone
 
 
 class Door:
-    """ASGI middleware (vLLM's --middleware flag) whose only job is to get hold of the uvicorn server, for drain.
+    """ASGI middleware (vLLM's --middleware flag): every request comes by, so it gets hold of the uvicorn server, for
+    drain, and of the engine client, for sleep.
 
     vLLM's own SIGTERM handling stops the engine client first and so cuts running requests short; uvicorn's
     `should_exit` closes the listener, lets running requests finish and then returns.
     """
 
-    server = None
+    server = engine = None
+    gate = None
 
     def __init__(self, app):
         self.app = app
+        Door.gate = sleeping.Gate()
 
     async def __call__(self, scope, receive, send):
         if Door.server is None and "app" in scope:
-            Door.server = getattr(scope["app"].state, "server", None)
-        await self.app(scope, receive, send)
+            state = scope["app"].state
+            Door.server, Door.engine = getattr(state, "server", None), getattr(state, "engine_client", None)
+        await Door.gate.serve(self.app, scope, receive, send)
 
 
 def prepare(half):
@@ -52,6 +58,7 @@ def main(half, load):
 
     threading.Thread(target=_announce, args=(half, _dial(sock), now()), name="warmd-announce", daemon=True).start()
     half.drain = lambda grace_ms: _drain(half, loop_box, grace_ms)
+    half.rest = lambda op, msg, answer: _rest(half, loop_box, op, msg, answer)
     loop_box = []
 
     async def serve():
@@ -69,7 +76,7 @@ def main(half, load):
         )
 
     uvloop.run(serve())  # returns after a drain, after a SIGTERM, and when the engine has said that it is dead
-    if half.state == "serving" and not half.await_peer(LAST_WORDS_S):
+    if half.state in ("serving", "sleeping") and not half.await_peer(LAST_WORDS_S):
         raise RuntimeError("the server ended, and nobody asked for it")
 
 
@@ -113,3 +120,21 @@ def _drain(half, loop_box, grace_ms):
         timer.daemon = True
         timer.start()
     return True
+
+
+def _rest(half, loop_box, op, msg, answer):
+    """Runs sleep or wake on the server's loop; called by the control thread, once the half serves."""
+    if Door.engine is None:
+        return answer(Refused("unsupported", f"vLLM {half.adapter.version} does not show its engine client to middleware"))
+
+    def told(future):
+        e = future.exception()
+        if e is None:
+            return answer(future.result())
+        answer(e if isinstance(e, Refused) else Refused("internal", f"{op}: {type(e).__name__}: {e}"))
+
+    if op == "sleep":
+        job = Door.gate.sleep(half, Door.engine, msg.get("level", 1), msg.get("grace_ms", 0) / 1000)
+    else:
+        job = Door.gate.wake(half, Door.engine)
+    asyncio.run_coroutine_threadsafe(job, loop_box[0]).add_done_callback(told)

@@ -6,7 +6,7 @@ One `Server` per zygote and per worker half; the agent is the client. The rules 
 - everything is bounded: a line (1 MiB), what waits to be sent to one client (4 MiB), fds in flight, clients;
 - a client that breaks a bound, or simply vanishes, is dropped; nobody else notices.
 
-The server is used by one thread at a time. `emit` alone may be called from any thread.
+The server is used by one thread at a time. `emit` and the answer of a `Later` alone may be called from any thread.
 """
 
 import collections
@@ -36,6 +36,14 @@ class Refused(Exception):
         self.code, self.message = code, message
 
 
+class Later:
+    """A reply that comes when it is known. `begin(answer)` starts what finds out, and must not block; `answer`, called once,
+    from any thread, takes the fields of the reply, or a Refused."""
+
+    def __init__(self, begin):
+        self.begin = begin
+
+
 class Client:
     """One connection: what it sent and we have not handled, what we owe it."""
 
@@ -50,7 +58,7 @@ class Client:
 
 
 class Server:
-    """Listens on `path`; `handler(client, msg)` returns the fields of the reply or raises Refused."""
+    """Listens on `path`; `handler(client, msg)` returns the fields of the reply, or Later, or raises Refused."""
 
     def __init__(self, path, handler=None, mode=0o660):
         self.path, self.handler = path, handler
@@ -65,7 +73,7 @@ class Server:
 
     def emit(self, event):
         """Queues an event for every client that said hello. Safe from any thread."""
-        self._outbox.append(event)
+        self._outbox.append((None, event))
         self.wake()
 
     def wake(self):
@@ -190,6 +198,9 @@ class Server:
             if not isinstance(msg.get("op"), str):
                 raise Refused("bad_request", "op is missing")
             reply = self.handler(c, msg) or {}
+            if isinstance(reply, Later):
+                reply.begin(lambda fields: self._answer(c, ident, fields))
+                return
             if msg["op"] == "hello":
                 c.greeted = True
         except Refused as e:
@@ -199,10 +210,17 @@ class Server:
             reply = _error("internal", f"{type(e).__name__}: {e}")
         self._send(c, {"id": ident, **reply})
 
+    def _answer(self, c, ident, fields):
+        if isinstance(fields, Refused):
+            fields = _error(fields.code, fields.message)
+        self._outbox.append((c, {"id": ident, **fields}))
+        self.wake()
+
     def _deliver(self):
         while self._outbox:
-            line = _encode(self._outbox.popleft())
-            for c in [c for c in self.clients.values() if c.greeted]:
+            to, message = self._outbox.popleft()
+            line = _encode(message)
+            for c in [c for c in self.clients.values() if (c is to if to else c.greeted)]:
                 self._queue(c, line)
 
     def _send(self, c, message):

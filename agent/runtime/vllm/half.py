@@ -30,6 +30,7 @@ class Half:
         self.runtime, self.generation = runtime, generation
         self.state, self.phases, self.error = "warm", [], None
         self.placement = self.attempt = self.load = self.drain = None
+        self.rest = None  # of an API half that serves: rest(op, msg, answer) has the model sleep or wake
         self.me = process.stat(os.getpid())
         self._exit_code, self._stop, self._thread = None, False, None
         self._alone = threading.Event()
@@ -130,7 +131,7 @@ class Half:
             "state": self.state,
             "placement": self.placement,
             "attempt": self.attempt,
-            "caps": ["drain"] if self.role == "api" else [],
+            "caps": ["drain", "sleep"] if self.role == "api" else [],
             "phases": list(self.phases),
             "error": self.error,
         }
@@ -199,7 +200,13 @@ class Half:
         return {"modules": list(sys.modules)}
 
     def _op_sleep(self, client, msg):
-        raise control.Refused("unsupported", f"vLLM on {self.spec.get('device', 'cpu')} does not sleep under warmd yet")
+        if self.role != "api":
+            raise control.Refused("bad_request", f"{msg['op']} is for the API half")
+        if self.state not in ("serving", "sleeping") or self.rest is None:
+            raise control.Refused("bad_state", f"this half is {self.state}")
+        if msg.get("level", 1) not in (0, 1):  # 2 forgets the weights: nobody could wake it
+            raise control.Refused("bad_request", f"no such level of sleep: {msg['level']!r}")
+        return control.Later(lambda answer: self.rest(msg["op"], msg, answer))
 
     _op_wake = _op_sleep
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import threading
+import urllib.error
 import urllib.request
 
 import client
@@ -69,6 +70,14 @@ def answers(port):
     """What a start is judged by: several greedy answers, one of them with its logprobs' tokens."""
     said = [drive.ask(port, prompt=p, tokens=16) for p in ("Hello my name is", "1 2 3", "the end of")]
     return [*said, drive.ask(port, path="/v1/chat/completions", tokens=16)]
+
+
+def await_running(pair):
+    """Until a request really runs."""
+    for _ in range(3000):
+        with urllib.request.urlopen(f"http://127.0.0.1:{pair.port}/metrics") as r:
+            if re.search(rb"^vllm:num_requests_running\{.*\} 1\.0", r.read(), re.M):
+                return
 
 
 class Stock:
@@ -204,11 +213,7 @@ def test_drain_finishes_what_runs_and_takes_nothing_new(pair, models):
     traces, answer = Traces(pair), []
     running = threading.Thread(target=lambda: answer.append(pair.ask(tokens=200)))
     running.start()
-    metrics = f"http://127.0.0.1:{pair.port}/metrics"
-    for _ in range(3000):  # until the request really runs
-        with urllib.request.urlopen(metrics) as r:
-            if re.search(rb"^vllm:num_requests_running\{.*\} 1\.0", r.read(), re.M):
-                break
+    await_running(pair)
     pair.api.call("drain", grace_ms=60000)
     engine, api = pair.wait_exits()
     running.join(60)
@@ -242,10 +247,61 @@ def test_stop_ends_a_half_at_once(pair):
     assert pair.wait_exits()[0]["code"] == 0
 
 
-def test_sleep_is_unsupported_on_cpu(pair):
-    with pytest.raises(client.Failed) as e:
-        pair.engine.call("sleep", level=1)
+def test_sleep_is_for_a_serving_api_half(pair):
+    for c, code in ((pair.engine, "bad_request"), (pair.api, "bad_state")):
+        with pytest.raises(client.Failed) as e:
+            c.call("sleep", grace_ms=0)
+        assert e.value.code == code
+
+
+def test_an_engine_on_a_cpu_says_that_it_cannot_sleep_and_serves_on(pair, models):
+    pair.load(flags(models["tiny-opt"]))
+    before = pair.ask()
+    with pytest.raises(client.Failed, match="needs a GPU") as e:
+        pair.api.call("sleep", grace_ms=0)
     assert e.value.code == "unsupported"
+    assert not pair.api.call("wake").get("dur_ns"), "it is awake: nothing to do"
+    assert pair.ask() == before and pair.api.hello()["state"] == "serving"
+
+
+def test_a_sleeping_model_turns_requests_away_until_it_wakes(pair, models):
+    """Level 0: the one that a CPU can do, all the way to the engine and back."""
+    pair.load(flags(models["tiny-opt"]))
+    before = pair.ask()
+    assert pair.api.call("sleep", level=0, grace_ms=1000)["dur_ns"] > 0
+    assert "dur_ns" not in pair.api.call("sleep", level=0), "it sleeps: nothing to do"
+    assert pair.api.hello()["state"] == "sleeping"
+    with pytest.raises(urllib.error.HTTPError) as e:
+        pair.ask()
+    assert (e.value.code, e.value.headers["Retry-After"]) == (503, "2")
+    with urllib.request.urlopen(f"http://127.0.0.1:{pair.port}/health") as r:
+        assert r.status == 200
+    assert pair.api.call("wake")["dur_ns"] > 0
+    assert pair.ask() == before
+    states = [e["state"] for e in pair.api.events if e["ev"] == "state"]
+    assert states == ["loading", "serving", "sleeping", "serving"]
+
+
+def test_sleep_waits_for_running_requests_and_gives_up_on_long_ones(pair, models):
+    pair.load(flags(models["tiny-opt"]))
+    pair.ask()
+    answer = []
+    running = threading.Thread(target=lambda: answer.append(pair.ask(tokens=200)))
+    running.start()
+    await_running(pair)
+    with pytest.raises(client.Failed, match="1 requests still run") as e:
+        pair.api.call("sleep", level=0, grace_ms=0)
+    assert e.value.code == "busy"
+    pair.api.call("sleep", level=0, grace_ms=60000)
+    running.join(60)
+    assert len(answer) == 1 and answer[0]
+    pair.api.call("wake")
+    pair.ask()
+
+
+def test_vllm_on_a_cpu_refuses_the_flag(pair, models):
+    pair.load(flags(models["tiny-opt"], "--enable-sleep-mode"))
+    assert "leep" in pair.error()["message"]
 
 
 # -- nobody else's death is an engine's death

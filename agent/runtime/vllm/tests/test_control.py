@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+import threading
 
 import control
 import pytest
@@ -11,9 +12,13 @@ import pytest
 
 @pytest.fixture
 def server(tmp_path):
+    later = []
+
     def handler(client, msg):
         if msg["op"] == "fail":
             raise control.Refused("bad_state", "no")
+        if msg["op"] == "later":
+            return control.Later(later.append)
         if msg["op"] == "bug":
             raise KeyError("oops")
         if msg["op"] == "fd":
@@ -22,6 +27,7 @@ def server(tmp_path):
         return {"echo": msg.get("x")}
 
     s = control.Server(str(tmp_path / "s"), handler)
+    s.later = later
     yield s
     s.close()
 
@@ -82,6 +88,27 @@ def test_a_refusal_has_code_and_message(server):
     p = Peer(server)
     p.op("fail")
     assert p.hear()["error"] == {"code": "bad_state", "message": "no"}
+
+
+def test_a_reply_may_come_later_from_another_thread_and_holds_nobody_up(server):
+    p, other = Peer(server), Peer(server)
+    p.op("later", 1)
+    p.op("later", 2)
+    p.op("a", 3, x="z")
+    assert p.hear() == {"id": 3, "echo": "z"}
+    first, second = server.later
+    t = threading.Thread(target=lambda: [second(control.Refused("busy", "not now")), first({"n": 1})])
+    t.start()
+    t.join()
+    assert p.hear() == {"id": 2, "error": {"code": "busy", "message": "not now"}}
+    assert p.hear() == {"id": 1, "n": 1}
+    p.op("later", 4)
+    other.op("a", 5)
+    assert other.hear()["id"] == 5
+    p.sock.close()
+    server.later[-1]({})  # its client is gone: nothing happens
+    other.op("a", 6)
+    assert other.hear()["id"] == 6
 
 
 def test_a_bug_costs_one_request_and_not_the_server(server, capfd):
