@@ -67,7 +67,7 @@ func (r *Runtime) askPair(ctx context.Context, rec *Record) {
 			words <- word{h, err}
 		}()
 	}
-	low, high := 99, 0
+	low, high, asleep := 99, 0, false
 	for range 2 {
 		w := <-words
 		if w.err != nil {
@@ -77,7 +77,7 @@ func (r *Runtime) askPair(ctx context.Context, rec *Record) {
 			}
 			return
 		}
-		low, high = min(low, rank[w.h.State]), max(high, rank[w.h.State])
+		low, high, asleep = min(low, rank[w.h.State]), max(high, rank[w.h.State]), asleep || w.h.State == Sleeping
 		if w.h.Placement != "" {
 			rec.Placement, rec.Attempt = w.h.Placement, w.h.Attempt
 		}
@@ -85,6 +85,8 @@ func (r *Runtime) askPair(ctx context.Context, rec *Record) {
 	switch {
 	case high >= rank[Draining]:
 		rec.State = Draining
+	case low == rank[Serving] && asleep:
+		rec.State = Sleeping
 	case low == rank[Serving]:
 		rec.State = Serving
 	case high > rank[Warm]:

@@ -38,5 +38,5 @@
 // to it. A generation's state is written by its own goroutine, under the
 // runtime's lock. Runtime.Run owns all of these goroutines.
 //
-// Reading order: state.go, worker.go, loop.go, reap.go, runtime.go, generation.go.
+// Reading order: state.go, worker.go, loop.go, sleep.go, reap.go, runtime.go, generation.go.
 package worker

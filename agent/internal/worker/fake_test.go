@@ -27,6 +27,7 @@ import (
 //	FAKE_LOAD=serve (default) | fail | hang | crash | refuse
 //	FAKE_GRANDCHILD=1  the engine starts a child of its own that ignores SIGTERM
 //	FAKE_WARM=never    the engine never reports warm
+//	FAKE_SLEEP=code    sleep is refused with that code
 //	FAKE_PHASES=n      so many phases are sent at load
 func TestMain(m *testing.M) {
 	switch os.Getenv("WARMD_FAKE") {
@@ -310,6 +311,19 @@ func fakeHalfMain() {
 			set(Loading)
 			go fakeLoad(s, role, r, files, set, fail)
 			return map[string]any{}, nil
+		case "sleep", "wake":
+			if role != roleAPI || state != Serving && state != Sleeping {
+				return nil, &RemoteError{"bad_state", "this half is " + string(state)}
+			}
+			if why := os.Getenv("FAKE_SLEEP"); why != "" && op == "sleep" {
+				return nil, &RemoteError{why, "not this one"}
+			}
+			to := map[string]State{"sleep": Sleeping, "wake": Serving}[op]
+			if state == to {
+				return map[string]any{}, nil
+			}
+			set(to)
+			return map[string]any{"start_ns": monoNow(), "dur_ns": 1e6}, nil
 		case "drain":
 			set(Draining)
 			time.AfterFunc(20*time.Millisecond, func() { os.Exit(0) })

@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// rank orders what a half says it is: words that arrive late change nothing.
-var rank = map[State]int{Warm: 1, Loading: 2, Serving: 3, Draining: 4}
+// rank orders what a half says it is: words that arrive late change nothing. Sleeping
+// is as far as serving, and the API half alone says it.
+var rank = map[State]int{Warm: 1, Loading: 2, Serving: 3, Sleeping: 3, Draining: 4}
 
 // talk keeps one half's control connection open for as long as the half lives. A
 // dropped connection is opened again; the hello tells what was missed.
@@ -109,6 +110,10 @@ func (w *Worker) saidError(role string, e halfError) {
 
 // isNow takes a half's word on its state and draws the worker's from both.
 func (w *Worker) isNow(role string, s State) {
+	if role == roleAPI && (s == Sleeping || s == Serving) && rank[w.halves[role]] == rank[s] {
+		w.rested(s)
+		return
+	}
 	if rank[s] <= rank[w.halves[role]] {
 		return
 	}
@@ -125,6 +130,9 @@ func (w *Worker) isNow(role string, s State) {
 	}
 	if w.state == Loading && e == rank[Serving] && a == rank[Serving] {
 		w.move(Serving)
+	}
+	if w.state == Serving || w.state == Sleeping {
+		w.rested(w.halves[roleAPI]) // an adopted one may have slept, or woken, unseen
 	}
 	if max(e, a) == rank[Draining] && w.state != Draining {
 		w.move(Draining)

@@ -26,7 +26,7 @@ type loadRequest struct {
 func (w *Worker) load(ctx context.Context, s LoadSpec, res chan<- error) {
 	same := s.Placement == w.rec.Placement && s.Attempt == w.rec.Attempt
 	switch {
-	case w.state == Serving && same:
+	case (w.state == Serving || w.state == Sleeping) && same:
 		res <- nil
 		return
 	case w.cold, w.state != Warm && !(w.state == Loading && same):
@@ -79,7 +79,7 @@ func (w *Worker) abandon(err error) {
 // come a moment after the caller's probe was answered.
 func (w *Worker) served() error {
 	switch {
-	case w.state == Serving, w.state == Loading && !w.cold:
+	case w.state == Serving, w.state == Sleeping, w.state == Loading && !w.cold:
 		return nil
 	case w.state != Loading:
 		return &StateError{Worker: w.id, Request: "mark", State: w.state, Placement: w.rec.Placement}

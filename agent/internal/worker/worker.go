@@ -63,9 +63,14 @@ func (e *StateError) Error() string {
 // events tell how it goes on. The same placement and attempt again is no error. A
 // pair that took half of a load is killed.
 func (w *Worker) Load(ctx context.Context, s LoadSpec) error {
+	return reaching(ctx, func() error { return w.loadOnce(ctx, s) })
+}
+
+// reaching tries again while a half cannot be reached: one that was just adopted, or
+// dropped its connection, answers in a moment.
+func reaching(ctx context.Context, try func() error) error {
 	for began := time.Now(); ; {
-		err := w.loadOnce(ctx, s)
-		// A half that was just adopted, or dropped its connection, answers in a moment.
+		err := try()
 		if !errors.Is(err, errUnreachable) || time.Since(began) > reachTime || ctx.Err() != nil {
 			return err
 		}
@@ -73,7 +78,7 @@ func (w *Worker) Load(ctx context.Context, s LoadSpec) error {
 	}
 }
 
-// reachTime is what Load gives a half to be connected again.
+// reachTime is what a half is given to be connected again.
 const reachTime = 2 * time.Second
 
 var errUnreachable = errors.New("a half does not answer on its control socket")
