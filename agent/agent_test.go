@@ -159,7 +159,15 @@ func TestAModelIsPlacedAnswersAndIsReleased(t *testing.T) {
 	require.Contains(t, string(text), "serving tiny")
 	_ = rc.Close()
 
-	p, err := n.client.Release(context.Background(), "p1", 1)
+	_, err = n.client.Sleep(context.Background(), "p1", 0)
+	require.Equal(t, placement.CodeUnsupported, placement.AsError(err).Code, "%v", err)
+	p, err := n.client.Wake(context.Background(), "p1")
+	require.NoError(t, err, "it is awake")
+	require.Equal(t, placement.Ready, p.State)
+	_, err = n.client.Wake(context.Background(), "nothing")
+	require.Equal(t, placement.CodeNotFound, placement.AsError(err).Code)
+
+	p, err = n.client.Release(context.Background(), "p1", 1)
 	require.NoError(t, err)
 	require.Equal(t, placement.Released, p.State)
 	d := n.device()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"warmd/agent/api"
+	"warmd/agent/internal/device"
 	"warmd/placement"
 )
 
@@ -83,6 +84,41 @@ func (a *Agent) deletePlacement(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	api.WriteJSON(w, 200, e.Placement())
+}
+
+// sleepPlacement has a model give its memory up. The answer comes when it has.
+func (a *Agent) sleepPlacement(w http.ResponseWriter, r *http.Request) {
+	grace, err := number(r, "grace_seconds", defaultGrace, 0, maxGrace)
+	if err != nil {
+		api.WriteError(w, err)
+		return
+	}
+	a.rest(w, r, func(d *device.Device, e *device.Entry) (placement.Placement, error) {
+		return d.Sleep(r.Context(), e, time.Duration(grace*float64(time.Second)))
+	})
+}
+
+// wakePlacement answers when a token came out.
+func (a *Agent) wakePlacement(w http.ResponseWriter, r *http.Request) {
+	a.rest(w, r, func(d *device.Device, e *device.Entry) (placement.Placement, error) {
+		return d.Wake(r.Context(), e, r.Header.Get("Traceparent"))
+	})
+}
+
+func (a *Agent) rest(w http.ResponseWriter, r *http.Request, do func(*device.Device, *device.Entry) (placement.Placement, error)) {
+	id := r.PathValue("id")
+	e := a.book.Get(id)
+	if e == nil || e.Owner() == nil {
+		api.WriteError(w, a.unknown(id))
+		return
+	}
+	api.Patient(w)
+	p, err := do(e.Owner(), e)
+	if err != nil {
+		api.WriteError(w, err)
+		return
+	}
+	api.WriteJSON(w, 200, p)
 }
 
 func (a *Agent) getTrace(w http.ResponseWriter, r *http.Request) {

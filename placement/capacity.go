@@ -44,6 +44,8 @@ type Device struct {
 	Warm map[string]int `json:"warm,omitempty"`
 	// Placements lists what runs here, by placement id.
 	Placements []string `json:"placements,omitempty"`
+	// Sleeping names those of them that sleep, each with its [Request.Key].
+	Sleeping map[string]string `json:"sleeping,omitempty"`
 	// Problem says why a device takes nothing, in words.
 	Problem string `json:"problem,omitempty"`
 }

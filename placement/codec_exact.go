@@ -38,7 +38,7 @@ func EncodeCapacity(c Capacity) ([]byte, error) {
 	if err == nil && len(raw) > MaxCapacity {
 		c.Devices = append([]Device(nil), c.Devices...)
 		for i := range c.Devices {
-			c.Devices[i].Placements = nil
+			c.Devices[i].Placements, c.Devices[i].Sleeping = nil, nil
 		}
 		raw, err = json.Marshal(c)
 	}
@@ -115,7 +115,7 @@ func checkCapacity(c Capacity) error {
 			return &FieldError{at, fmt.Sprintf("counts must be between 0 and %d", maxCount)}
 		case d.TotalBytes < 0 || d.FreeBytes < 0:
 			return &FieldError{at, "bytes must not be negative"}
-		case len(d.Warm) > maxRuntimes || len(d.Placements) > maxPlacements:
+		case len(d.Warm) > maxRuntimes || len(d.Placements) > maxPlacements || len(d.Sleeping) > maxPlacements:
 			return &FieldError{at, "lists too much"}
 		}
 		for name, n := range d.Warm {

@@ -30,7 +30,8 @@ const (
 	CodeNoWarm         Code = "no_warm"         // start=warm and nothing warm can be had
 	CodeStaleAttempt   Code = "stale_attempt"   // a lower attempt than the highest seen
 	CodeDraining       Code = "draining"        // the node takes no new placements
-	CodeConflict       Code = "conflict"        // the same request id with another request
+	CodeConflict       Code = "conflict"        // the same request id with another request; or not in the state for it
+	CodeUnsupported    Code = "unsupported"     // this engine, or this device, cannot do that
 	CodeStartFailed    Code = "start_failed"    // the engine died or never answered
 	CodeWorkerLost     Code = "worker_lost"     // the engine died after it was ready
 	CodeTimeout        Code = "timeout"         // the deadline passed
@@ -43,7 +44,7 @@ const (
 var codeStatus = map[Code]int{
 	CodeBadRequest: 400, CodeUnauthorized: 401, CodeForbidden: 403, CodeNotFound: 404, CodeModelNotFound: 422,
 	CodeModelInvalid: 422, CodeUnknownRuntime: 422, CodeArgRefused: 403, CodeNoCapacity: 409, CodeNoWarm: 409,
-	CodeStaleAttempt: 409, CodeDraining: 409, CodeConflict: 409, CodeStartFailed: 502, CodeWorkerLost: 502,
+	CodeStaleAttempt: 409, CodeDraining: 409, CodeConflict: 409, CodeUnsupported: 422, CodeStartFailed: 502, CodeWorkerLost: 502,
 	CodeTimeout: 504, CodeReleased: 410, CodeDiskFull: 507, CodeUnavailable: 503, CodeInternal: 500,
 }
 

@@ -26,6 +26,10 @@ type Placement struct {
 	Tier    Tier   `json:"tier,omitempty"`
 	// Endpoint is the base URL of the OpenAI routes, e.g. http://127.0.0.1:8123.
 	Endpoint string `json:"endpoint,omitempty"`
+	// Sleeping is set while the model of a ready placement is out of the device: the
+	// agent's fact, shown and not stored with the coordinator's record. Requests are
+	// answered 503 then.
+	Sleeping bool `json:"sleeping,omitempty"`
 	// Reason says why a placement failed, or was last sent back to pending.
 	Reason string `json:"reason,omitempty"`
 	// Hint says what an operator can do about Reason.

@@ -1,6 +1,9 @@
 package placement
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
@@ -152,6 +155,24 @@ func (r Request) Same(o Request) bool {
 		}
 	}
 	return true
+}
+
+// Key names what a request asks for: two requests of one key are [Request.Same].
+func (r Request) Key() string {
+	r = r.Normalize()
+	r.ID, r.TimeoutSeconds, r.WaitCapacity, r.Traceparent = "", 0, false, ""
+	if len(r.Args) == 0 {
+		r.Args = nil
+	}
+	if len(r.Env) == 0 {
+		r.Env = nil
+	}
+	b, err := json.Marshal(r) // maps in the order of their keys
+	if err != nil {
+		return "" // a struct of strings and numbers: it always encodes
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:12])
 }
 
 func clip(s string) string {

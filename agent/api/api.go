@@ -8,7 +8,9 @@
 //	GET    /v1/placements                 what this node holds
 //	GET    /v1/placements/{id}
 //	DELETE /v1/placements/{id}            release: drain, kill, refill (?grace_seconds=)
-//	GET    /v1/placements/{id}/trace      placement.Trace
+//	POST   /v1/placements/{id}/sleep      the model's memory is given up (?grace_seconds=)
+//	POST   /v1/placements/{id}/wake       and taken back: answers after a token
+//	GET    /v1/placements/{id}/trace      placement.Trace, of the last start or wake
 //	GET    /v1/placements/{id}/logs       text; ?follow=1, ?tail=N lines
 //	GET    /v1/traces                     all kept traces, newest first
 //	GET    /v1/workers                    []Worker

@@ -47,6 +47,17 @@ func (c *Client) Release(ctx context.Context, id string, graceSeconds float64) (
 	return out, c.Do(ctx, http.MethodDelete, fmt.Sprintf("%s?grace_seconds=%g", placementPath(id), graceSeconds), nil, &out)
 }
 
+// Sleep has a placement's model give its memory up, after at most graceSeconds for
+// requests under way. What sleeps already stays so.
+func (c *Client) Sleep(ctx context.Context, id string, graceSeconds float64) (out placement.Placement, err error) {
+	return out, c.Do(ctx, http.MethodPost, fmt.Sprintf("%s/sleep?grace_seconds=%g", placementPath(id), graceSeconds), nil, &out)
+}
+
+// Wake has it take its memory back, and answers when a token came out.
+func (c *Client) Wake(ctx context.Context, id string) (out placement.Placement, err error) {
+	return out, c.Do(ctx, http.MethodPost, placementPath(id)+"/wake", nil, &out)
+}
+
 // Trace returns the phases of a placement's start.
 func (c *Client) Trace(ctx context.Context, id string) (out placement.Trace, err error) {
 	return out, c.Do(ctx, http.MethodGet, placementPath(id)+"/trace", nil, &out)

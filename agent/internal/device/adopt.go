@@ -30,7 +30,7 @@ func (d *Device) AdoptPlacement(c Claim, w Worker, problem error) {
 	r := c.Entry.Record()
 	l := &life{
 		d: d, e: c.Entry, claim: c, adopted: true, cold: r.Placement.Tier == placement.TierCold, trace: noTrace{}, since: time.Now(),
-		accepted: make(chan *placement.Error, 1), worker: w, shown: w,
+		accepted: make(chan *placement.Error, 1), resting: make(chan struct{}, 1), worker: w, shown: w,
 	}
 	if problem == nil && w == nil && (r.Placement.State == placement.Ready || len(r.WorkerRecord) > 0) {
 		problem = &death{cause: "it was gone when the agent came back"}

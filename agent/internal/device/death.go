@@ -26,6 +26,9 @@ func (l *life) hear(ev Event, ok bool) error {
 		return d
 	case ev.Kind == EventError:
 		l.lastErr = &ev
+	case ev.Kind == EventState && l.e.Placement().State == placement.Ready:
+		l.rested()
+		l.d.post(func() {}) // the View shows it
 	case ev.Kind == EventPhase:
 		l.phase(ev.Phase.Name, ev.Phase.Proc, ev.Phase.Start, ev.Phase.Dur)
 	}

@@ -26,8 +26,11 @@
 //	fsync -> accepted -> worker (parked | forked now | cold) -> load -> one token -> ready
 //	      -> release | death | deadline | nobody follows -> stop, prove, slot free -> refill
 //
+// A ready one may sleep and wake (sleep.go). It keeps its slot: memory that it gave up
+// is used by what runs in the device's other slots, or by nobody.
+//
 // # Reading order
 //
 // plan.go (pure), seams.go (what the loop needs from the world), device.go,
-// claim.go, life.go, start.go, end.go.
+// claim.go, life.go, start.go, sleep.go, end.go.
 package device

@@ -165,6 +165,8 @@ func (l *life) view() WorkerView {
 	switch {
 	case r.Ending != "":
 		v.State = "draining"
+	case r.Placement.State == placement.Ready && r.Placement.Sleeping:
+		v.State = "sleeping"
 	case r.Placement.State == placement.Ready:
 		v.State = "serving"
 	}

@@ -295,6 +295,7 @@ type fakeWorker struct {
 	loads     []Load
 	stops     []time.Duration
 	drainFor  time.Duration
+	sleepErr  error
 }
 
 func (f *fakeWorker) Load(_ context.Context, l Load) error {
@@ -319,6 +320,27 @@ func (f *fakeWorker) Served() error {
 	defer f.mu.Unlock()
 	f.state = "serving"
 	return nil
+}
+
+func (f *fakeWorker) Sleep(context.Context, time.Duration) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sleepErr != nil {
+		return f.sleepErr
+	}
+	f.state = "sleeping"
+	f.events <- Event{Kind: EventState, Message: f.state}
+	return nil
+}
+
+func (f *fakeWorker) Wake(context.Context) (PhaseEvent, error) {
+	began := time.Now()
+	time.Sleep(300 * time.Millisecond) // fake time
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.state = "serving"
+	f.events <- Event{Kind: EventState, Message: f.state}
+	return PhaseEvent{Proc: "api", Name: "wake", Start: began, Dur: time.Since(began)}, nil
 }
 
 func (f *fakeWorker) Stop(ctx context.Context, grace time.Duration) error {

@@ -32,7 +32,8 @@ type life struct {
 	cancel   context.CancelCauseFunc
 
 	worker  Worker
-	pending *parked // taken, but its fork was still under way when the life ended
+	resting chan struct{} // holds one while somebody has it sleep or wake
+	pending *parked       // taken, but its fork was still under way when the life ended
 	trace   Trace
 	since   time.Time
 	lastErr *Event // what the worker said before it died
@@ -58,7 +59,7 @@ type ending struct {
 func (e *ending) Error() string { return e.reason }
 
 func newLife(d *Device, c Claim) *life {
-	l := &life{d: d, e: c.Entry, claim: c, accepted: make(chan *placement.Error, 1), trace: noTrace{}, since: time.Now(), freeBefore: d.free.Load()}
+	l := &life{d: d, e: c.Entry, claim: c, accepted: make(chan *placement.Error, 1), resting: make(chan struct{}, 1), trace: noTrace{}, since: time.Now(), freeBefore: d.free.Load()}
 	l.ctx, l.cancel = context.WithCancelCause(d.ctx)
 	return l
 }
@@ -88,6 +89,9 @@ func (l *life) run() {
 			l.quit(l.failure(err))
 		}
 		close(guarded)
+	case l.worker != nil:
+		l.rested() // it may have slept, or woken, while no agent looked
+		l.d.post(func() {})
 	}
 	end := l.serve()
 	if end == nil {

@@ -54,6 +54,10 @@ type Worker interface {
 	Stop(ctx context.Context, grace time.Duration) error
 	// Served tells a cold worker, which cannot know it, that it serves.
 	Served() error
+	// Sleep takes the weights out of the device, Wake brings them back and returns the
+	// phase that this took. What is as asked already stays so.
+	Sleep(ctx context.Context, grace time.Duration) error
+	Wake(ctx context.Context) (PhaseEvent, error)
 	// Events ends with EventDead and is closed then; closed without it, the runtime
 	// has stopped looking and the worker lives on.
 	Events() <-chan Event
@@ -63,8 +67,8 @@ type Worker interface {
 	LogTail(lines int) string
 }
 
-// Event is one thing a worker said. The loop acts on phases, errors and the
-// death; others are ignored.
+// Event is one thing a worker said. The loop acts on phases, errors, the death and,
+// once it serves, on states; others are ignored.
 type (
 	Event      = worker.Event
 	PhaseEvent = worker.PhaseEvent
@@ -74,6 +78,7 @@ type (
 const (
 	EventPhase = worker.EventPhase
 	EventError = worker.EventError
+	EventState = worker.EventState
 	EventDead  = worker.EventDead
 )
 

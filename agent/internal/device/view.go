@@ -69,6 +69,12 @@ func (d *Device) publish() {
 	}
 	for id, l := range d.busy {
 		v.Device.Placements = append(v.Device.Placements, id)
+		if p := l.e.Placement(); p.Sleeping && p.State == placement.Ready {
+			if v.Device.Sleeping == nil {
+				v.Device.Sleeping = make(map[string]string)
+			}
+			v.Device.Sleeping[id] = p.Request.Key()
+		}
 		v.Workers = append(v.Workers, l.view())
 	}
 	for _, s := range d.strange {
