@@ -75,6 +75,34 @@ func TestAClientPlacesListsAndReleases(t *testing.T) {
 	require.NoError(t, err, "releasing what is gone succeeds")
 }
 
+func TestAModelIsPutToSleepAndWokenByNameAndEverybodySeesIt(t *testing.T) {
+	r := newRig(t, 1)
+	ctx := t.Context()
+	p, err := r.client.Place(ctx, request("req-1"), "ready", nil)
+	require.NoError(t, err)
+	for _, asleep := range []bool{true, true, false} {
+		act := r.client.Wake
+		if asleep {
+			act = func(ctx context.Context, id string) (placement.Placement, error) { return r.client.Sleep(ctx, id, 1) }
+		}
+		got, err := act(ctx, "opt")
+		require.NoError(t, err)
+		assert.Equal(t, p.ID, got.ID)
+		got, err = r.client.Placement(ctx, p.ID)
+		require.NoError(t, err)
+		assert.Equal(t, placement.Ready, got.State, "the record is what it was")
+		assert.Equal(t, asleep, got.Sleeping)
+	}
+	_, err = r.client.Sleep(ctx, "opt", -1)
+	assert.Equal(t, "grace_seconds", placement.AsError(err).Field)
+	_, err = r.client.Release(ctx, "opt", 0)
+	require.NoError(t, err)
+	_, err = r.client.Sleep(ctx, p.ID, 0)
+	assert.Equal(t, placement.CodeConflict, placement.AsError(err).Code)
+	_, err = r.client.Wake(ctx, "nothing")
+	assert.Equal(t, placement.CodeNotFound, placement.AsError(err).Code)
+}
+
 func TestWaitAssignedAnswersWhenTheAgentHasAccepted(t *testing.T) {
 	r := newRig(t, 1)
 	start := make(chan struct{})

@@ -27,6 +27,8 @@ func (c *Coordinator) table() []route {
 		{"GET", "/v1/placements", c.getPlacements},
 		{"GET", "/v1/placements/{id}", c.getPlacement},
 		{"DELETE", "/v1/placements/{id}", c.deletePlacement},
+		{"POST", "/v1/placements/{id}/sleep", c.sleepPlacement},
+		{"POST", "/v1/placements/{id}/wake", c.wakePlacement},
 		{"GET", "/v1/placements/{id}/trace", c.getTrace},
 		{"GET", "/v1/placements/{id}/logs", c.getLogs},
 		{"GET", "/v1/traces", c.getTraces},

@@ -203,18 +203,24 @@ func match(records []store.Record, key string) (store.Record, error) {
 	return store.Record{}, placement.Errorf(placement.CodeBadRequest, "%q names %d placements: %s", key, len(found), strings.Join(ids, ", ")).WithHint("give the id")
 }
 
-// moment is what is known here beside the records: placements under way, and nodes that
-// are silent. Take it before the records are read: see placer.Live.
+// moment is what is known here beside the records: placements under way, nodes that are
+// silent, and models that sleep. Take it before the records are read: see placer.Live.
 type moment struct {
 	live   map[string]placement.Placement
 	silent map[string]placement.NodeView
+	asleep map[string]bool
 }
 
 func (c *Coordinator) moment() moment {
-	m := moment{live: c.placer.Live(), silent: map[string]placement.NodeView{}}
+	m := moment{live: c.placer.Live(), silent: map[string]placement.NodeView{}, asleep: map[string]bool{}}
 	for _, n := range c.opt.View.Fleet().Nodes {
 		if !n.Alive {
 			m.silent[n.Node] = n
+		}
+		for _, d := range n.Devices {
+			for id := range d.Sleeping {
+				m.asleep[id] = true
+			}
 		}
 	}
 	return m
@@ -227,6 +233,7 @@ func (m moment) present(rec store.Record) placement.Placement {
 	if now, ok := m.live[rec.ID]; ok && now.Attempt == p.Attempt && placement.CanMove(p.State, now.State) {
 		p = now
 	}
+	p.Sleeping = m.asleep[p.ID] && p.State == placement.Ready
 	if n, ok := m.silent[p.Node]; ok && p.State == placement.Ready && p.Reason == "" {
 		p.Reason = fmt.Sprintf("node %s is %s, last heard %.0f s ago", n.Node, n.Status, n.AgeSeconds)
 	}
@@ -243,13 +250,9 @@ const maxGrace = time.Hour
 // the worker. If the node is away the record is released all the same, and the sweeper
 // lets go of the worker when the node is back.
 func (c *Coordinator) deletePlacement(w http.ResponseWriter, r *http.Request) error {
-	grace := 10 * time.Second
-	if v := r.URL.Query().Get("grace_seconds"); v != "" {
-		s, err := strconv.ParseFloat(v, 64)
-		if err != nil || s < 0 || s > maxGrace.Seconds() {
-			return &placement.FieldError{Field: "grace_seconds", Problem: fmt.Sprintf("%q must be a number between 0 and %g", v, maxGrace.Seconds())}
-		}
-		grace = time.Duration(s * float64(time.Second))
+	grace, err := graceOf(r)
+	if err != nil {
+		return err
 	}
 	rec, err := c.find(w, r)
 	if err != nil {

@@ -8,6 +8,8 @@
 //	GET    /v1/placements                   []placement.Placement; ?all=1 with failed and released
 //	GET    /v1/placements/{id}              by id, by unique id prefix, or by served name
 //	DELETE /v1/placements/{id}              release (?grace_seconds=)
+//	POST   /v1/placements/{id}/sleep        the model's memory is given up (?grace_seconds=)
+//	POST   /v1/placements/{id}/wake         and taken back: answers after a token
 //	GET    /v1/placements/{id}/trace        from the node that ran it
 //	GET    /v1/placements/{id}/logs         text; ?tail=N&follow=1
 //	GET    /v1/traces                       kept traces of all reachable nodes
@@ -100,7 +102,18 @@ func (c *Client) Release(ctx context.Context, id string, graceSeconds float64) (
 	return out, c.Do(ctx, http.MethodDelete, fmt.Sprintf("%s?grace_seconds=%g", placementPath(id), graceSeconds), nil, &out)
 }
 
-// Trace returns the phases of a placement's start.
+// Sleep has a placement's model give its memory up, after at most graceSeconds for
+// requests under way.
+func (c *Client) Sleep(ctx context.Context, id string, graceSeconds float64) (out placement.Placement, err error) {
+	return out, c.Do(ctx, http.MethodPost, fmt.Sprintf("%s/sleep?grace_seconds=%g", placementPath(id), graceSeconds), nil, &out)
+}
+
+// Wake has it take its memory back, and answers when a token came out.
+func (c *Client) Wake(ctx context.Context, id string) (out placement.Placement, err error) {
+	return out, c.Do(ctx, http.MethodPost, placementPath(id)+"/wake", nil, &out)
+}
+
+// Trace returns the phases of a placement's last start, or wake.
 func (c *Client) Trace(ctx context.Context, id string) (out placement.Trace, err error) {
 	return out, c.Do(ctx, http.MethodGet, placementPath(id)+"/trace", nil, &out)
 }

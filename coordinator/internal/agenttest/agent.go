@@ -67,8 +67,14 @@ func (a *Agent) Capacity() placement.Capacity {
 func (a *Agent) capacity() placement.Capacity {
 	d := placement.Device{ID: "cpu-0", Kind: "cpu", TotalBytes: 8 << 30, FreeBytes: 8 << 30, Slots: a.Slots, Busy: len(a.held), Free: a.Slots - len(a.held)}
 	d.Warm = map[string]int{"vllm": d.Free}
-	for id := range a.held {
+	for id, h := range a.held {
 		d.Placements = append(d.Placements, id)
+		if h.p.Sleeping {
+			if d.Sleeping == nil {
+				d.Sleeping = map[string]string{}
+			}
+			d.Sleeping[id] = h.p.Request.Key()
+		}
 	}
 	return placement.Capacity{
 		Node: a.Name, Addr: a.Addr, Epoch: a.epoch, Generation: a.gen, Draining: a.drain, Devices: []placement.Device{d},
@@ -217,6 +223,21 @@ func (a *Agent) Release(id string) (placement.Placement, error) {
 		p = placement.Placement{ID: id, State: placement.Released, Node: a.Name}
 	}
 	return p, nil
+}
+
+// Rest has a model sleep, or wake.
+func (a *Agent) Rest(id string, asleep bool) (placement.Placement, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h := a.held[id]
+	if h == nil {
+		return placement.Placement{}, placement.Errorf(placement.CodeNotFound, "no placement %s on node %s", id, a.Name)
+	}
+	if h.p.Sleeping != asleep {
+		h.p.Sleeping = asleep
+		a.changed()
+	}
+	return h.p, nil
 }
 
 // Kill makes the engine of a placement die.

@@ -58,6 +58,8 @@ func (a *Agent) Handler() http.Handler {
 	answer("GET /v1/placements", func(*http.Request) (any, error) { return a.Held(), nil })
 	answer("GET /v1/placements/{id}", func(r *http.Request) (any, error) { return a.Get(r.PathValue("id")) })
 	answer("DELETE /v1/placements/{id}", func(r *http.Request) (any, error) { return a.Release(r.PathValue("id")) })
+	answer("POST /v1/placements/{id}/sleep", func(r *http.Request) (any, error) { return a.Rest(r.PathValue("id"), true) })
+	answer("POST /v1/placements/{id}/wake", func(r *http.Request) (any, error) { return a.Rest(r.PathValue("id"), false) })
 	answer("GET /v1/placements/{id}/trace", func(r *http.Request) (any, error) { return a.trace(r.PathValue("id")) })
 	answer("GET /v1/traces", func(*http.Request) (any, error) {
 		all := []placement.Trace{}
