@@ -39,7 +39,7 @@ type example struct{ line, says string }
 // commands lists every command in the order of the help.
 func commands() []command {
 	return []command{
-		placeCommand(), psCommand(), releaseCommand(), describeCommand(), logsCommand(), traceCommand(), eventsCommand(),
+		placeCommand(), psCommand(), releaseCommand(), sleepCommand(), wakeCommand(), describeCommand(), logsCommand(), traceCommand(), eventsCommand(),
 		capacityCommand(), nodesCommand(), workersCommand(), drainCommand(), undrainCommand(),
 		doctorCommand(), pkiCommand(), benchCommand(), completionCommand(), versionCommand(),
 		docsCommand(), completeCommand(),

@@ -57,7 +57,7 @@ func TestCompletionKnowsWhatCouldStandThere(t *testing.T) {
 		"engine argument":           {[]string{"place", "--arg", "--ma"}, nil},
 		"behind the double dash":    {[]string{"release", "--", "p-aab"}, []string{"p-aab2"}},
 		"unknown flag on the line":  {[]string{"place", "--bogus", "--st"}, []string{"--start"}},
-		"no word at all":            {nil, []string{"place", "ps", "release", "describe", "logs", "trace", "events", "capacity", "nodes", "workers", "drain", "undrain", "doctor", "pki", "bench", "completion", "version"}},
+		"no word at all":            {nil, []string{"place", "ps", "release", "sleep", "wake", "describe", "logs", "trace", "events", "capacity", "nodes", "workers", "drain", "undrain", "doctor", "pki", "bench", "completion", "version"}},
 		"hidden commands stay away": {[]string{"do"}, []string{"doctor"}},
 	} {
 		t.Run(name, func(t *testing.T) {

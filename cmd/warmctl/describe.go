@@ -83,7 +83,7 @@ func (c *call) describePlacement(p placement.Placement) {
 		journal = "journalctl WARMD_PLACEMENT=" + p.ID
 	}
 	fields(c.Out, "  ",
-		"state", string(p.State), "reason", p.Reason, "try", p.Hint,
+		"state", stateText(p), "reason", p.Reason, "try", p.Hint,
 		"name", r.ServedName(), "model", r.Model, "endpoint", p.Endpoint,
 		"node", p.Node, "device", device, "runtime", p.Runtime, "start", start,
 		"attempt", fmt.Sprintf("%d of %d", p.Attempt, placement.MaxAttempts),

@@ -43,7 +43,7 @@ var exitCodes = []struct {
 }
 
 var exitOf = map[placement.Code]int{
-	placement.CodeBadRequest: exitUsage, placement.CodeArgRefused: exitUsage, placement.CodeConflict: exitUsage,
+	placement.CodeBadRequest: exitUsage, placement.CodeArgRefused: exitUsage, placement.CodeConflict: exitUsage, placement.CodeUnsupported: exitUsage,
 	placement.CodeNotFound: exitNotFound, placement.CodeModelNotFound: exitNotFound, placement.CodeUnknownRuntime: exitNotFound,
 	placement.CodeNoCapacity: exitNoCapacity, placement.CodeNoWarm: exitNoCapacity, placement.CodeDraining: exitNoCapacity,
 	placement.CodeUnavailable: exitUnavailable, placement.CodeTimeout: exitTimeout,

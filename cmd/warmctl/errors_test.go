@@ -21,7 +21,7 @@ import (
 // must be given an exit code here on purpose.
 func TestEveryCodeHasItsExitCode(t *testing.T) {
 	want := map[placement.Code]int{
-		"bad_request": 2, "arg_refused": 2, "conflict": 2, "not_found": 3, "model_not_found": 3, "unknown_runtime": 3,
+		"bad_request": 2, "arg_refused": 2, "conflict": 2, "unsupported": 2, "not_found": 3, "model_not_found": 3, "unknown_runtime": 3,
 		"no_capacity": 4, "no_warm": 4, "draining": 4, "unavailable": 5, "timeout": 6,
 		"unauthorized": 7, "forbidden": 7, "model_invalid": 1, "stale_attempt": 1, "start_failed": 1, "worker_lost": 1, "released": 1, "disk_full": 1, "internal": 1,
 	}

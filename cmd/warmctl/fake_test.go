@@ -167,6 +167,24 @@ func (f *fake) routes(role string) http.Handler {
 		}
 		return p, nil
 	})
+	rest := func(asleep bool) func(r *http.Request) (any, error) {
+		return func(r *http.Request) (any, error) {
+			p, err := f.find(r, false)
+			switch {
+			case err != nil:
+				return nil, err
+			case asleep && p.ID == "p-aab2":
+				return nil, placement.Errorf(placement.CodeUnsupported, "sleep %s: it was loaded without --enable-sleep-mode: place it with that argument", p.ID)
+			case p.State != placement.Ready:
+				return nil, placement.Errorf(placement.CodeConflict, "placement %s is %s", p.ID, p.State)
+			}
+			p.Sleeping = asleep
+			f.placements[p.ID] = p
+			return p, nil
+		}
+	}
+	get("POST /v1/placements/{id}/sleep", rest(true))
+	get("POST /v1/placements/{id}/wake", rest(false))
 	mux.HandleFunc("POST /v1/placements", f.place)
 	return mux
 }

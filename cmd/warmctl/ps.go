@@ -74,7 +74,7 @@ func (c *call) printPlacements(ps []placement.Placement, reasons bool) {
 	}
 	t := newTable(head...)
 	for _, p := range ps {
-		row := []string{p.ID, p.Request.ServedName(), string(p.State), string(p.Tier), p.Node, shortDevice(p.Device), p.Runtime, seconds(p.StartSeconds), c.since(p.Created), p.Endpoint}
+		row := []string{p.ID, p.Request.ServedName(), stateText(p), string(p.Tier), p.Node, shortDevice(p.Device), p.Runtime, seconds(p.StartSeconds), c.since(p.Created), p.Endpoint}
 		if reasons {
 			row = append(row, p.Reason)
 		}
