@@ -25,7 +25,7 @@ sent -> first streamed token, by one clock, in the same way in every arm:
   vllm      plain ` + "`vllm serve`" + `, no warmd anywhere, started by this command
   cold      the same start, asked of warmd (--start cold)
   warm      a parked worker (--start warm)
-  sleeping  an engine that sleeps, woken: needs a GPU and is not offered yet
+  sleeping  a model that sleeps, woken (GPU only, with --arg=--enable-sleep-mode)
 
 The arms get the same flags and environment and take turns; the first round is
 discarded. Before each start the files of model and runtime are read (--page-cache warm)
@@ -152,7 +152,7 @@ func measureColdStart(c *call) (*bench.Report, error) {
 		if s.Discarded {
 			note = "  (discarded)"
 		}
-		fmt.Fprintf(c.Err, "  round %d  %-5s %7.2f s  load %.1f%s\n", s.Run, s.Arm, s.Seconds, s.Load1, note)
+		fmt.Fprintf(c.Err, "  round %d  %-8s %7.2f s  load %.1f%s\n", s.Run, s.Arm, s.Seconds, s.Load1, note)
 	}})
 	if err != nil {
 		return nil, err
@@ -200,7 +200,17 @@ func (c *call) benchArms(rt bench.Runtime, r placement.Request) (arms []bench.Ar
 			a = bench.Placed(k, name, r)
 			err = bench.Parked(c.ctx, k, rt.Name)
 		case "sleeping":
-			err = bench.NoSleep()
+			if err = bench.CanSleep(rt, r.Args); err != nil {
+				break
+			}
+			if k == nil {
+				if k, _, err = c.coordinator(); err != nil {
+					break
+				}
+			}
+			r.Start = placement.StartWarm
+			a = bench.Asleep(k, name, r)
+			err = bench.Parked(c.ctx, k, rt.Name)
 		default:
 			err = usagef("--arms %q is not an arm: vllm, cold, warm and sleeping are", name)
 		}

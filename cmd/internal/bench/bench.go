@@ -27,7 +27,9 @@ import (
 
 // Arm is one way to start a model.
 type Arm struct {
-	Name  string
+	Name string
+	// Ready makes what the start is to find, before the clock runs. It may be nil.
+	Ready func(ctx context.Context) error
 	Start func(ctx context.Context) (Started, error)
 }
 
@@ -102,6 +104,11 @@ func Run(ctx context.Context, arms []Arm, p Plan) ([]Sample, error) {
 // one is one start, from the state of the page cache to the end of the engine.
 func (p Plan) one(ctx context.Context, a Arm) (s Sample, err error) {
 	s.Arm = a.Name
+	if a.Ready != nil {
+		if err := a.Ready(ctx); err != nil {
+			return s, err
+		}
+	}
 	if s.Cached, err = p.Before(); err != nil {
 		return s, err
 	}

@@ -133,7 +133,16 @@ func TestStartThatFailedIsEnded(t *testing.T) {
 }
 
 func TestSleepingSaysWhatIsMissing(t *testing.T) {
-	err := NoSleep()
+	err := CanSleep(Runtime{Name: "rt", Device: "cpu"}, []string{"--enable-sleep-mode"})
 	require.ErrorContains(t, err, "needs a GPU")
-	require.ErrorContains(t, err, "unsupported")
+	assert.Equal(t, placement.CodeUnsupported, placement.AsError(err).Code)
+	err = CanSleep(Runtime{Name: "rt", Device: "cuda"}, nil)
+	require.ErrorContains(t, err, "--arg=--enable-sleep-mode")
+	require.NoError(t, CanSleep(Runtime{Name: "rt", Device: "cuda"}, []string{"--enable-sleep-mode"}))
+}
+
+func TestAnArmIsReadyBeforeItsClockRuns(t *testing.T) {
+	a := Arm{Name: "sleeping", Ready: func(context.Context) error { return errors.New("no slot") }}
+	_, err := Run(t.Context(), []Arm{a}, plan(1))
+	require.ErrorContains(t, err, "run arm sleeping: no slot")
 }

@@ -2,8 +2,11 @@ package bench
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	coordapi "warmd/coordinator/api"
@@ -23,21 +26,26 @@ func Placed(c *coordapi.Client, name string, r placement.Request) Arm {
 		if err != nil {
 			return Started{}, err
 		}
-		return Started{
-			URL:    p.Endpoint,
-			Watch:  func(ctx context.Context) error { return failed(ctx, c, p.ID) },
-			Trace:  func(ctx context.Context) placement.Trace { return traceOf(ctx, c, p.ID) },
-			Config: func(ctx context.Context) string { return configOf(ctx, c, p.ID) },
-			End: func() error {
-				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
-				defer cancel()
-				if _, err := c.Release(ctx, p.ID, 0); err != nil {
-					return fmt.Errorf("release %s: %w", p.ID, err)
-				}
-				return Parked(ctx, c, p.Runtime)
-			},
-		}, nil
+		return underWay(ctx, c, p), nil
 	}}
+}
+
+// underWay is a placement as a start that others watch.
+func underWay(ctx context.Context, c *coordapi.Client, p placement.Placement) Started {
+	return Started{
+		URL:    p.Endpoint,
+		Watch:  func(ctx context.Context) error { return failed(ctx, c, p.ID) },
+		Trace:  func(ctx context.Context) placement.Trace { return traceOf(ctx, c, p.ID) },
+		Config: func(ctx context.Context) string { return configOf(ctx, c, p.ID) },
+		End: func() error {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+			defer cancel()
+			if _, err := c.Release(ctx, p.ID, 0); err != nil {
+				return fmt.Errorf("release %s: %w", p.ID, err)
+			}
+			return Parked(ctx, c, p.Runtime)
+		},
+	}
 }
 
 // failed waits until a placement is over.
@@ -105,9 +113,44 @@ func Parked(ctx context.Context, c *coordapi.Client, runtime string) error {
 	}
 }
 
-// NoSleep is why there is no arm "sleeping" yet. It is the one place to change when
-// there is: that arm is a Placed whose Start wakes a placement instead.
-func NoSleep() error {
-	return placement.Errorf(placement.CodeBadRequest, "the arm sleeping cannot be measured: it needs a GPU, and a runtime whose engines sleep. The workers of this warmd answer sleep and wake with `unsupported`").
-		WithHint("leave it out of --arms: vllm, cold and warm can be measured")
+// Asleep is an arm that wakes a model. What it wakes is placed, asked and put to sleep
+// before the clock runs, for every run anew: it holds the slot that the other arms need.
+func Asleep(c *coordapi.Client, name string, r placement.Request) Arm {
+	arm := Placed(c, name, r)
+	var before Started
+	var id string
+	arm.Ready = func(ctx context.Context) error {
+		p, err := c.Place(ctx, r, "ready", nil)
+		if err != nil {
+			return err
+		}
+		id, before = p.ID, underWay(ctx, c, p)
+		if _, err = before.ask(ctx, r.Name); err == nil {
+			_, err = c.Sleep(ctx, id, 0)
+		}
+		if err != nil {
+			err = errors.Join(err, before.End())
+		}
+		return err
+	}
+	arm.Start = func(ctx context.Context) (Started, error) {
+		if _, err := c.Wake(ctx, id); err != nil {
+			return Started{}, errors.Join(err, before.End())
+		}
+		return before, nil
+	}
+	return arm
+}
+
+// CanSleep refuses what cannot be measured before anything is started.
+func CanSleep(rt Runtime, args []string) error {
+	if rt.Device != "cuda" {
+		return placement.Errorf(placement.CodeUnsupported, "the arm sleeping cannot be measured: runtime %s is for %s, and vLLM's sleep mode needs a GPU", rt.Name, cmp.Or(rt.Device, "cpu")).
+			WithHint("leave it out of --arms: vllm, cold and warm can be measured")
+	}
+	if !slices.Contains(args, "--enable-sleep-mode") {
+		return placement.Errorf(placement.CodeBadRequest, "the arm sleeping needs an engine that can sleep").
+			WithHint("give every arm the flag: --arg=--enable-sleep-mode")
+	}
+	return nil
 }

@@ -19,6 +19,7 @@ type Runtime struct {
 	Name    string            `json:"name"`
 	Kind    string            `json:"kind"`
 	Version string            `json:"version"`
+	Device  string            `json:"device"`
 	Python  string            `json:"python"`
 	Env     map[string]string `json:"env"`
 	Dir     string            `json:"-"`

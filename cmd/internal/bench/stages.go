@@ -63,6 +63,7 @@ const (
 //     imports of its process, its configuration and handshake, and, after the load, KV
 //     cache, warm-up and scheduler.
 //   - Model Loading is vLLM's span "Load model": making the modules and reading the weights.
+//     For a model that slept it is the wake: weights and KV cache come back.
 //
 // Imports of the engine's process are Executor Init & Config and not the server's
 // overhead: they happen in that process, and a parked one has them behind it.
@@ -141,6 +142,7 @@ func StagesOf(m Moments) Stages {
 const (
 	phaseAttach = "attach"
 	phaseFork   = "fork"
+	phaseWake   = "wake"
 	phaseBirth  = "process start"
 )
 
@@ -178,6 +180,13 @@ func marks(m Moments) map[mark]float64 {
 			last(loaded, end)
 		case p.Name == "EngineCoreProc init":
 			last(up, end)
+		case p.Name == phaseWake: // the worker, its process and its engine are there
+			for _, m := range []mark{attach, handed, execute, load} {
+				first(m, begin)
+			}
+			last(loaded, end)
+			last(up, end)
+			last(answers, end) // its server answers all the time, and 503 until then
 		}
 	}
 	return at
