@@ -15,6 +15,7 @@ import (
 
 	agentapi "warmd/agent/api"
 	"warmd/coordinator/internal/agenttest"
+	"warmd/coordinator/internal/store"
 	"warmd/placement"
 )
 
@@ -428,6 +429,34 @@ func TestAnAbandonedRecordThatTurnsUpLaterIsNotStarted(t *testing.T) {
 		require.NoError(t, err)
 		assert.Empty(t, all)
 		assert.Empty(t, r.history.All())
+	})
+}
+
+// The one who abandoned it was cut off together with its write, which came to life; the
+// sweeper took it over and it serves. Back again, the first one must not delete it.
+func TestAnAbandonedRecordThatSomebodyTookOverIsKept(t *testing.T) {
+	bubble(t, 1, func(r *rig) {
+		c := r.coordinator("c1")
+		c.fx.loseCreate = true
+		c.fx.before = func(op string) {
+			if op == "created" {
+				r.mem.Fail(placement.Errorf(placement.CodeUnavailable, "etcd is away"))
+			}
+		}
+		assert.Equal(t, placement.CodeUnavailable, code(c.place(r.t.Context(), opt("req-1")).err))
+		time.Sleep(10 * time.Second)
+		r.mem.Fail(nil)
+		all, err := r.mem.List(r.t.Context())
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		taken := all[0]
+		taken.Owner = "c2"
+		_, err = r.mem.Update(r.t.Context(), taken, store.NoFence)
+		require.NoError(t, err)
+		time.Sleep(3 * time.Minute)
+		all, err = r.mem.List(r.t.Context())
+		require.NoError(t, err)
+		assert.Len(t, all, 1)
 	})
 }
 

@@ -194,11 +194,12 @@ func (p *Placer) abandon(id string) {
 const abandonTime = time.Minute
 
 // forget deletes an abandoned record. It looks until etcd has been well for a
-// while, since the lost write may be applied late.
+// while, since the lost write may be applied late. A record that has another owner by
+// now is not ours to delete: we were cut off, it was taken over, and its engine serves.
 func (p *Placer) forget(ctx context.Context, id string) {
 	for until := time.Now().Add(abandonTime); ; {
 		rec, err := p.fx.Get(ctx, id)
-		if err == nil {
+		if err == nil && rec.Owner == p.cfg.Instance && rec.State == placement.Assigned {
 			err = p.fx.Delete(ctx, rec, store.NoFence)
 		}
 		if ctx.Err() != nil {

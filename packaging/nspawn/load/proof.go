@@ -80,7 +80,7 @@ func (b Books) one(v *Verdict, told *Told, records []placement.Placement, nodes 
 	r := records[0]
 	switch {
 	case told.ID != "" && r.ID != told.ID:
-		doubled("the client was told %s, the record is %s", told.ID, r.ID)
+		doubled("the client was told %s (ready %t, error %v), the record is %s, %s", told.ID, told.Ready, told.Err, r.ID, r.State)
 	case told.Ready && told.Err != nil:
 		lost("its release failed: %v", told.Err)
 	case told.Released && r.State != placement.Released:
