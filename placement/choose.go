@@ -21,6 +21,8 @@ type Candidate struct {
 	Tier    Tier   `json:"tier"`
 	Why     string `json:"why"`   // in words, what put it at its place
 	Score   int64  `json:"score"` // orders candidates of one tier, higher first
+	// Placement is the one to wake, of a candidate of tier sleeping; see [Asleep].
+	Placement string `json:"placement,omitempty"`
 }
 
 // Passed is a node that was passed over.
