@@ -108,13 +108,13 @@ func (s *Etcd) Update(ctx context.Context, r Record, f Fence) (Record, error) {
 	return Record{}, s.whyLost(ctx, f)
 }
 
-// Delete removes the record that was read at r.Revision, and its request key.
+// Delete removes the record that was read at r.Revision, and its request keys.
 // Deleting what is gone succeeds.
 func (s *Etcd) Delete(ctx context.Context, r Record, f Fence) error {
 	key := s.placement(r.ID)
 	dels := []clientv3.Op{clientv3.OpDelete(key)}
-	if r.Request.ID != "" {
-		dels = append(dels, clientv3.OpDelete(s.request(r.Request.ID)))
+	for _, id := range r.requests() {
+		dels = append(dels, clientv3.OpDelete(s.request(id)))
 	}
 	resp, err := s.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", r.Revision)}, f, dels, clientv3.OpGet(key))
 	if err != nil || resp.Succeeded {

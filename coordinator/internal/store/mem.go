@@ -112,7 +112,7 @@ func (m *Mem) Update(ctx context.Context, r Record, f Fence) (Record, error) {
 	return Record{}, ErrChanged
 }
 
-// Delete removes the record that was read at r.Revision, and its request key.
+// Delete removes the record that was read at r.Revision, and its request keys.
 func (m *Mem) Delete(ctx context.Context, r Record, f Fence) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -127,8 +127,10 @@ func (m *Mem) Delete(ctx context.Context, r Record, f Fence) error {
 		return ErrChanged
 	}
 	delete(m.records, r.ID)
-	if m.requests[r.Request.ID] == r.ID {
-		delete(m.requests, r.Request.ID)
+	for _, id := range r.requests() {
+		if m.requests[id] == r.ID {
+			delete(m.requests, id)
+		}
 	}
 	m.rev++
 	m.publish(Change{Deleted: r.ID, Revision: m.rev})

@@ -30,6 +30,9 @@ type Record struct {
 	// Owner is the coordinator instance that finishes the placement while it is
 	// assigned. Another one may do so only after it has written itself here.
 	Owner string `json:"owner,omitempty"`
+	// Aliases are request ids besides the placement's own that it answered, because it
+	// slept and was woken for them.
+	Aliases []string `json:"aliases,omitempty"`
 	// Code is why State == failed, so that a repeated request gets the same answer.
 	Code placement.Code `json:"code,omitempty"`
 	// Revision is etcd's ModRevision of what was read; it is not stored.

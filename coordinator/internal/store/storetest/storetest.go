@@ -22,6 +22,7 @@ import (
 type Store interface {
 	Create(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
 	Update(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
+	Join(ctx context.Context, r store.Record, requestID string) (store.Record, error)
 	Delete(ctx context.Context, r store.Record, f store.Fence) error
 	Get(ctx context.Context, id string) (store.Record, error)
 	ByRequest(ctx context.Context, requestID string) (store.Record, error)
@@ -72,6 +73,8 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		"AnOtherIDWithATakenRequestIsTold":   takenTells,
 		"DeleteNeedsTheRevisionThatWasRead":  deleteStale,
 		"ARequestIDCanBeUsedAgainAfterwards": requestReuse,
+		"AnotherRequestIDCanNameARecord":     joinNames,
+		"ARecordForgetsItsOldestAliases":     joinForgets,
 	}
 	for name, promise := range promises {
 		t.Run(name, func(t *testing.T) {
@@ -131,6 +134,52 @@ func takenTells(t *testing.T, ctx context.Context, h Harness) {
 	have, err := h.Store.Create(ctx, clash, store.NoFence)
 	require.ErrorIs(t, err, store.ErrRequestTaken)
 	assert.Equal(t, "p-1", have.ID)
+}
+
+func joinNames(t *testing.T, ctx context.Context, h Harness) {
+	first, err := h.Store.Create(ctx, Record("p-1", "req-1"), store.NoFence)
+	require.NoError(t, err)
+	other, err := h.Store.Create(ctx, Record("p-2", "req-2"), store.NoFence)
+	require.NoError(t, err)
+	joined, err := h.Store.Join(ctx, first, "req-3")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"req-3"}, joined.Aliases)
+	for _, id := range []string{"req-1", "req-3"} {
+		got, err := h.Store.ByRequest(ctx, id)
+		require.NoError(t, err)
+		assert.Equal(t, joined, got)
+	}
+	again, err := h.Store.Join(ctx, first, "req-3")
+	require.NoError(t, err, "an answer that was lost")
+	assert.Equal(t, joined, again)
+	_, err = h.Store.Join(ctx, first, "req-4")
+	require.ErrorIs(t, err, store.ErrChanged)
+	_, err = h.Store.Join(ctx, other, "req-3")
+	require.ErrorIs(t, err, store.ErrRequestTaken)
+	_, err = h.Store.Create(ctx, Record("p-3", "req-3"), store.NoFence)
+	require.ErrorIs(t, err, store.ErrRequestTaken)
+	require.NoError(t, h.Store.Delete(ctx, joined, store.NoFence))
+	_, err = h.Store.Create(ctx, Record("p-3", "req-3"), store.NoFence)
+	require.NoError(t, err, "its request ids are free again")
+	_, err = h.Store.Join(ctx, joined, "req-9")
+	require.ErrorIs(t, err, store.ErrChanged, "it is gone")
+}
+
+func joinForgets(t *testing.T, ctx context.Context, h Harness) {
+	rec, err := h.Store.Create(ctx, Record("p-1", "req-1"), store.NoFence)
+	require.NoError(t, err)
+	const many = 70
+	for i := range many {
+		rec, err = h.Store.Join(ctx, rec, fmt.Sprintf("alias-%02d", i))
+		require.NoError(t, err)
+	}
+	require.Less(t, len(rec.Aliases), many)
+	for i, found := range map[int]bool{0: false, many - 1: true} {
+		_, err := h.Store.ByRequest(ctx, fmt.Sprintf("alias-%02d", i))
+		assert.Equal(t, found, err == nil, "alias %d: %v", i, err)
+	}
+	_, err = h.Store.ByRequest(ctx, "req-1")
+	require.NoError(t, err, "its own is never forgotten")
 }
 
 func oneCreatorWins(t *testing.T, ctx context.Context, h Harness) {
