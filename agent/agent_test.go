@@ -161,10 +161,10 @@ func TestAModelIsPlacedAnswersAndIsReleased(t *testing.T) {
 
 	_, err = n.client.Sleep(context.Background(), "p1", 0)
 	require.Equal(t, placement.CodeUnsupported, placement.AsError(err).Code, "%v", err)
-	p, err := n.client.Wake(context.Background(), "p1")
+	p, err := n.client.Wake(context.Background(), "p1", "")
 	require.NoError(t, err, "it is awake")
 	require.Equal(t, placement.Ready, p.State)
-	_, err = n.client.Wake(context.Background(), "nothing")
+	_, err = n.client.Wake(context.Background(), "nothing", "")
 	require.Equal(t, placement.CodeNotFound, placement.AsError(err).Code)
 
 	p, err = n.client.Release(context.Background(), "p1", 1)

@@ -279,12 +279,8 @@ func (c *Coordinator) deletePlacement(w http.ResponseWriter, r *http.Request) er
 		return placement.Errorf(placement.CodeUnavailable, "placement %s is released, but node %s did not confirm that its worker is gone: %s", rec.ID, rec.Node, placement.AsError(err).Message).
 			WithHint("nothing to do: the worker is let go of when the node answers again")
 	}
-	// Who releases and places in one breath must find the slot free here, too: the
-	// node's own word would come some milliseconds later.
 	if err == nil {
-		if s, err := cl.Node(ctx); err == nil {
-			c.opt.View.Apply(s.Capacity)
-		}
+		c.world.refresh(ctx, cl)
 	}
 	agentapi.WriteJSON(w, http.StatusOK, rec.Placement)
 	return nil

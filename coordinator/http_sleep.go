@@ -30,7 +30,7 @@ func (c *Coordinator) sleepPlacement(w http.ResponseWriter, r *http.Request) err
 // wakePlacement answers when a token came out.
 func (c *Coordinator) wakePlacement(w http.ResponseWriter, r *http.Request) error {
 	return c.rest(w, r, 0, func(ctx context.Context, cl *agentapi.Client, id string) (placement.Placement, error) {
-		return cl.Wake(ctx, id)
+		return cl.Wake(ctx, id, r.Header.Get("Traceparent"))
 	})
 }
 
@@ -54,10 +54,7 @@ func (c *Coordinator) rest(w http.ResponseWriter, r *http.Request, grace time.Du
 	if err != nil {
 		return err
 	}
-	// Who asks next must find it so, here, too: the node's own word comes a moment later.
-	if s, err := cl.Node(ctx); err == nil {
-		c.opt.View.Apply(s.Capacity)
-	}
+	c.world.refresh(ctx, cl)
 	agentapi.WriteJSON(w, http.StatusOK, p)
 	return nil
 }

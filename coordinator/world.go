@@ -19,6 +19,7 @@ import (
 type recordStore interface {
 	Create(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
 	Update(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
+	Join(ctx context.Context, r store.Record, requestID string) (store.Record, error)
 	Delete(ctx context.Context, r store.Record, f store.Fence) error
 	Get(ctx context.Context, id string) (store.Record, error)
 	ByRequest(ctx context.Context, requestID string) (store.Record, error)
@@ -132,6 +133,27 @@ func (w *world) Release(ctx context.Context, node, addr, id string, grace time.D
 		return placement.Placement{}, err
 	}
 	return c.Release(ctx, id, grace.Seconds())
+}
+
+// Wake implements placer.Agents.
+func (w *world) Wake(ctx context.Context, node, addr, id, traceparent string) (placement.Placement, error) {
+	c, err := w.agent(node, addr)
+	if err != nil {
+		return placement.Placement{}, err
+	}
+	p, err := c.Wake(ctx, id, traceparent)
+	if err == nil {
+		w.refresh(ctx, c)
+	}
+	return p, err
+}
+
+// refresh takes a node's word at once, where its own would come a moment later: who
+// asks in the same breath must find it so, here, too.
+func (w *world) refresh(ctx context.Context, c *agentapi.Client) {
+	if s, err := c.Node(ctx); err == nil {
+		w.View.Apply(s.Capacity)
+	}
 }
 
 // Held implements sweep.Agents.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -53,9 +54,22 @@ func (c *Client) Sleep(ctx context.Context, id string, graceSeconds float64) (ou
 	return out, c.Do(ctx, http.MethodPost, fmt.Sprintf("%s/sleep?grace_seconds=%g", placementPath(id), graceSeconds), nil, &out)
 }
 
-// Wake has it take its memory back, and answers when a token came out.
-func (c *Client) Wake(ctx context.Context, id string) (out placement.Placement, err error) {
-	return out, c.Do(ctx, http.MethodPost, placementPath(id)+"/wake", nil, &out)
+// Wake has it take its memory back, and answers when a token came out. A traceparent
+// that is not empty makes the wake a part of that trace.
+func (c *Client) Wake(ctx context.Context, id, traceparent string) (out placement.Placement, err error) {
+	header := http.Header{}
+	if traceparent != "" {
+		header.Set("Traceparent", traceparent)
+	}
+	resp, err := c.Open(ctx, http.MethodPost, placementPath(id)+"/wake", nil, header)
+	if err != nil {
+		return out, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, MaxAnswer)).Decode(&out); err != nil {
+		return out, fmt.Errorf("decode wake of %s: %w", id, err)
+	}
+	return out, nil
 }
 
 // Trace returns the phases of a placement's start.

@@ -18,7 +18,8 @@ func placeCommand() command {
 		name: "place", args: "MODEL", min: 1, max: 1, complete: "dirs",
 		short: "put a model on a worker and wait until it answers",
 		long: `MODEL is a model folder on the node: an absolute path, or a name under one of the
-node's model roots. ./ and ../ are taken from the current folder.
+node's model roots. ./ and ../ are taken from the current folder. A model that sleeps,
+and was asked for in the same words, is woken: the answer is the placement it has.
 
 place waits until a token has come out of the endpoint, then prints the endpoint
 and a curl line that works as it stands. Ctrl-C ends the waiting, not the placement.`,

@@ -104,6 +104,16 @@ func (f *Nodes) Release(ctx context.Context, node, _, id string, _ time.Duration
 	return a.Release(id)
 }
 
+// Wake is placer.Agents.
+func (f *Nodes) Wake(_ context.Context, node, _, id, _ string) (placement.Placement, error) {
+	a := f.Agents[node]
+	if a == nil || f.fault(node, "wake", id) != Fine {
+		return placement.Placement{}, placement.Errorf(placement.CodeUnavailable, "connection refused")
+	}
+	defer func() { f.Apply(a.Capacity()) }()
+	return a.Rest(id, false)
+}
+
 // Held is sweep's question what a node holds.
 func (f *Nodes) Held(ctx context.Context, node, _ string) ([]placement.Placement, error) {
 	a := f.Agents[node]

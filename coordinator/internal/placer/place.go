@@ -56,6 +56,9 @@ func (s *start) adopt(rec store.Record) {
 func (s *start) run(ctx context.Context) {
 	defer s.f.end()
 	defer s.unclaim()
+	if s.awaken(ctx) {
+		return
+	}
 	for go1 := s.rec.Revision != 0; ; go1 = false {
 		if !go1 {
 			c, refusal := s.choose(ctx)

@@ -9,6 +9,8 @@
 //	conclude ready: answer, and write it behind the answer; refused: take the fresh
 //	         capacity and go to the next candidate with Attempt+1
 //
+// Before them a model that sleeps, and was asked for in the same words, is woken (wake.go).
+//
 // First try, retry and recovery are the same PUT. When its outcome is unknown it is
 // sent to the same node again before another node is tried.
 //
@@ -40,6 +42,7 @@ import (
 type Records interface {
 	Create(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
 	Update(ctx context.Context, r store.Record, f store.Fence) (store.Record, error)
+	Join(ctx context.Context, r store.Record, requestID string) (store.Record, error)
 	Delete(ctx context.Context, r store.Record, f store.Fence) error
 	Get(ctx context.Context, id string) (store.Record, error)
 	ByRequest(ctx context.Context, requestID string) (store.Record, error)
@@ -55,6 +58,8 @@ type Agents interface {
 	// that the outcome is unknown.
 	Claim(ctx context.Context, node, addr, id string, c agentapi.Claim, each func(placement.Progress) bool) error
 	Release(ctx context.Context, node, addr, id string, grace time.Duration) (placement.Placement, error)
+	// Wake returns when a token came out of a model that slept, or was awake already.
+	Wake(ctx context.Context, node, addr, id, traceparent string) (placement.Placement, error)
 }
 
 // View is the fleet as this coordinator sees it. The placer calls it with its lock
@@ -230,7 +235,12 @@ func (p *Placer) Decide(r placement.Request) (placement.Decision, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	nodes := placement.NewSnapshot(p.fx.Fleet().Nodes, nil).Nodes
-	return placement.Choose(placement.Snapshot{Nodes: nodes, Claims: p.overlay.counts(nodes)}, r), nil
+	snapshot := placement.Snapshot{Nodes: nodes, Claims: p.overlay.counts(nodes)}
+	d := placement.Choose(snapshot, r)
+	if c, ok := placement.Asleep(snapshot, r); ok {
+		d.Candidates = append([]placement.Candidate{c}, d.Candidates...)
+	}
+	return d, nil
 }
 
 // Live is what the placements under way here are like at this moment, by id, which may
