@@ -6,15 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 )
 
 // Finding is something that is wrong with a runtime, and what to do about it.
 type Finding struct {
-	Code    string `json:"code"` // manifest, python, vllm, device, engine, profile_key, files, bytecode, tracing, profile, caches, program, access, owner
+	Code    string `json:"code"` // manifest, python, vllm, device, engine, environment, profile_key, files, bytecode, tracing, profile, caches, program, access, owner
 	Message string `json:"message"`
 	Cure    string `json:"cure"`
 	// Fixable says that Fix can do it.
@@ -49,6 +51,7 @@ func Check(ctx context.Context, m Manifest) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
+	out = append(out, checkEnv(m)...)
 	out = append(out, checkKey(m, found)...)
 	out = append(out, checkFiles(m, found)...)
 	out = append(out, adoptedFindings(m, found)...)
@@ -88,6 +91,23 @@ func checkKey(m Manifest, found inspection) []Finding {
 	}
 	return []Finding{{Code: "profile_key", Message: "the runtime is no longer what was recorded: " + strings.Join(what, "; "),
 		Cure: fixHint(m) + " rehearses it again and records the new key", Fixable: true}}
+}
+
+// checkEnv finds what a newer warmd gives its engines and the one that added this
+// runtime did not. A value that somebody chose is not looked at.
+func checkEnv(m Manifest) []Finding {
+	lacks := lackingEnv(m)
+	if len(lacks) == 0 {
+		return nil
+	}
+	return []Finding{{Code: "environment", Message: "added by an older warmd, its environment lacks " + strings.Join(slices.Sorted(maps.Keys(lacks)), ", "),
+		Cure: fixHint(m) + " adds it and rehearses again", Fixable: true}}
+}
+
+func lackingEnv(m Manifest) map[string]string {
+	env := engineEnv(m.Dir, m.Python, m.Device, goruntime.NumCPU())
+	maps.DeleteFunc(env, func(k, _ string) bool { _, has := m.Env[k]; return has })
+	return env
 }
 
 func checkBytecode(m Manifest, found inspection) []Finding {
@@ -217,7 +237,7 @@ func Fix(ctx context.Context, m Manifest, findings []Finding, to func(Step)) (Ma
 			return m, fmt.Errorf("fix runtime %s: %w", m.Name, err)
 		}
 	}
-	if !has("profile", "profile_key", "caches") {
+	if !has("profile", "environment", "profile_key", "caches") {
 		return m, nil
 	}
 	a := &adder{opts: AddOptions{Name: m.Name}, dir: m.Dir, work: filepath.Join(m.Dir, workDir), report: report}
@@ -229,6 +249,9 @@ func Fix(ctx context.Context, m Manifest, findings []Finding, to func(Step)) (Ma
 		return m, fmt.Errorf("fix runtime %s: %w", m.Name, err)
 	}
 	found.fill(&m)
+	env := lackingEnv(m)
+	maps.Copy(env, m.Env)
+	m.Env = env
 	m.ImportEnv = importEnv(m.Env)
 	m.ProfileKey = ProfileKeyOf(m)
 	m.Profile, m.Model = profileFile, modelDir

@@ -32,6 +32,12 @@ func TestCheckNamesWhatIsWrongAndWhatToDo(t *testing.T) {
 			[]string{"profile_key"}, []string{"new plugin vllm.general_plugins:c=d", "plugin vllm.general_plugins:a=b is gone"}, true},
 		"an edited env": {func(_ *fake, m *Manifest) { m.Env["OMP_NUM_THREADS"] = "9999" },
 			[]string{"profile_key"}, []string{"was edited"}, true},
+		"an older warmd's env": {func(_ *fake, m *Manifest) {
+			delete(m.Env, "JE_ARROW_MALLOC_CONF")
+			m.ImportEnv = importEnv(m.Env)
+			m.ProfileKey = ProfileKeyOf(*m)
+		},
+			[]string{"environment"}, []string{"lacks JE_ARROW_MALLOC_CONF", "--fix"}, true},
 		"no bytecode": {func(f *fake, _ *Manifest) { f.answer(map[string]any{"uncompiled": 90}) },
 			[]string{"bytecode"}, []string{"90 of 100", "--fix"}, true},
 		"a few without bytecode": {func(f *fake, _ *Manifest) { f.answer(map[string]any{"uncompiled": 2}) }, nil, nil, true},

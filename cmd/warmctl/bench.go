@@ -168,8 +168,11 @@ func (c *call) benchRequest(model string, rt bench.Runtime) (placement.Request, 
 		return placement.Request{}, err
 	}
 	r := placement.Request{Model: model, Name: filepath.Base(model), Runtime: rt.Name, Args: c.flags.StringSlice("arg"), Env: env}
-	// The agent adds this by itself where the runtime's environment turns the compiler
-	// off; the plain arm must get the same.
+	// What the agent does by itself the plain arm must get, too: where the runtime's
+	// environment turns the compiler off, and where a flag wins (runtime.FlagsWin).
+	if slices.ContainsFunc(r.Args, func(a string) bool { return strings.HasPrefix(a, "--kv-cache-memory-bytes") }) {
+		delete(rt.Env, "VLLM_CPU_KVCACHE_SPACE")
+	}
 	if rt.Env["TORCHDYNAMO_DISABLE"] == "1" && !slices.Contains(r.Args, "--enforce-eager") {
 		r.Args = append(r.Args, "--enforce-eager")
 	}

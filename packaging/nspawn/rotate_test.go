@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -41,7 +42,7 @@ func rotatedGossipKeys(t *testing.T, f *fleet) {
 
 // rotatedCertificates changes both CAs and every certificate, as `warmctl pki --help` says.
 func rotatedCertificates(t *testing.T, f *fleet) {
-	before, stream, views := f.processes(t), f.stream(t, f.id("ce")), f.watchViews(t)
+	before, stream, views := f.processes(t), f.stream(t, f.id("ce")), f.watchCalls(t, func(placement.Fleet) bool { return true })
 	former := f.certs.byRole["admin"]
 	authority := f.issuer(t)
 	step := func(command string, bring func(*host.Host)) {
@@ -88,6 +89,13 @@ func (f *fleet) processes(t *testing.T) (pids string) {
 
 // watchViews fails a call for every look at which some member misses another one.
 func (f *fleet) watchViews(t *testing.T) *load.Load {
+	return f.watchCalls(t, func(view placement.Fleet) bool {
+		return !slices.ContainsFunc(view.Nodes, func(v placement.NodeView) bool { return !v.Alive })
+	})
+}
+
+// watchCalls asks every agent and every coordinator, again and again.
+func (f *fleet) watchCalls(t *testing.T, well func(placement.Fleet) bool) *load.Load {
 	return load.Ask(t.Context(), 3, func(ctx context.Context) error {
 		for _, n := range f.nodes {
 			for _, ask := range []func(context.Context) (placement.Fleet, error){n.agent.Fleet, n.coordinator.Fleet} {
@@ -95,10 +103,8 @@ func (f *fleet) watchViews(t *testing.T) *load.Load {
 				if err != nil {
 					return fmt.Errorf("%s: %w", n.Name, err)
 				}
-				for _, v := range view.Nodes {
-					if !v.Alive {
-						return errors.New(n.Name + " sees " + summary(view))
-					}
+				if !well(view) {
+					return errors.New(n.Name + " sees " + summary(view))
 				}
 			}
 		}

@@ -61,7 +61,7 @@ func (p Policy) Build(m runtime.Manifest, r placement.Request, modelDir string, 
 	if m.Kind == runtime.KindVLLM {
 		env = withOwnSockets(m, env)
 	}
-	s := Start{Env: env, ColdReason: cold, FullEnv: fullEnv(m, env)}
+	s := Start{Env: env, ColdReason: cold, FullEnv: fullEnv(m, env, r.Args)}
 	if m.Kind == runtime.KindExec {
 		err = s.exec(p, m, r, modelDir, port)
 	} else {
@@ -158,11 +158,12 @@ func checkSlots(r placement.Request, modelDir string, port int) error {
 }
 
 // fullEnv is the runtime's environment with the request's over it.
-func fullEnv(m runtime.Manifest, add map[string]string) []string {
+func fullEnv(m runtime.Manifest, add map[string]string, args []string) []string {
 	all := maps.Clone(m.Env)
 	if all == nil {
 		all = map[string]string{}
 	}
+	runtime.FlagsWin(all, args)
 	maps.Copy(all, add)
 	return runtime.Manifest{Env: all}.Environ()
 }

@@ -286,3 +286,16 @@ func TestWhatRunsCodeIsRefusedUnlessAllowedByName(t *testing.T) {
 		}
 	}
 }
+
+func TestASizeOfTheKVCacheInTheRequestWinsOverTheRuntimesDefault(t *testing.T) {
+	m := runtime.Manifest{Name: "v", Kind: runtime.KindVLLM, Python: "/r/v/venv/bin/python", Env: map[string]string{"VLLM_CPU_KVCACHE_SPACE": "1"}}
+	for args, kept := range map[string]bool{"--max-model-len=512": true, "--kv-cache-memory-bytes=128M": false, "--kv_cache_memory_bytes=128M": false} {
+		s, err := Build(m, placement.Request{Model: "m", Name: "m", Args: []string{args}}, "/models/m", 8000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Contains(s.FullEnv, "VLLM_CPU_KVCACHE_SPACE=1") != kept {
+			t.Errorf("%s: %q", args, s.FullEnv)
+		}
+	}
+}

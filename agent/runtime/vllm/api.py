@@ -8,6 +8,7 @@ import socket
 import threading
 
 import half as halves
+import shortcuts
 import sleeping
 from control import Refused
 from half import now
@@ -57,6 +58,7 @@ def main(half, load):
     v.start_tracing("api_server", "APIServer", args)
 
     threading.Thread(target=_announce, args=(half, _dial(sock), now()), name="warmd-announce", daemon=True).start()
+    shortcuts.beside("chat-template", lambda: shortcuts.load_processor(args))
     half.drain = lambda grace_ms: _drain(half, loop_box, grace_ms)
     half.rest = lambda op, msg, answer: _rest(half, loop_box, op, msg, answer)
     loop_box = []

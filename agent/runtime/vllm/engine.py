@@ -5,11 +5,14 @@ then READY. Here a thread of the same process plays the launcher, so that engine
 but the ipc paths in the load's `dir`, and may start in any order.
 """
 
+import json
 import os
 import sys
 import threading
+import time
 
 import half as halves
+import shortcuts
 from half import now
 
 
@@ -47,6 +50,12 @@ def main(half, load):
         # would import everything again (6 s). This process is as clean as a fresh one: fork (50 ms).
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         os.register_at_fork(after_in_child=_forget_tracer)
+        if folder := os.environ.get("WARMD_RECORD"):
+            os.register_at_fork(after_in_child=lambda: _record_imports(folder))
+        # Not before the fork, whose child would inherit a lock that the thread holds.
+        os.register_at_fork(after_in_parent=lambda: shortcuts.beside("tokenizer", lambda: shortcuts.load_tokenizer(config)))
+    else:
+        shortcuts.beside("tokenizer", lambda: shortcuts.load_tokenizer(config))
 
     address = f"ipc://{load['dir']}/hs"
     ready = threading.Thread(target=_launcher, args=(half, load["dir"], address, now()), name="warmd-launcher", daemon=True)
@@ -99,3 +108,17 @@ def _forget_tracer():
             trace._TRACER_PROVIDER_SET_ONCE = type(trace._TRACER_PROVIDER_SET_ONCE)()
     except AttributeError:
         pass
+
+
+def _record_imports(folder):
+    """In a forked vLLM worker, in a rehearsal: writes down what it has imported, for nobody can ask it."""
+
+    def write():
+        path = os.path.join(folder, f"{os.getpid()}.json")
+        while True:
+            with open(path + ".part", "w", encoding="utf-8") as f:
+                json.dump(list(sys.modules), f)
+            os.replace(path + ".part", path)
+            time.sleep(0.2)
+
+    threading.Thread(target=write, name="warmd-record", daemon=True).start()

@@ -216,6 +216,8 @@ class Half:
 
 def apply_env(load):
     """The load's environment, before vLLM reads any of it."""
+    if any(str(a).split("=")[0].replace("_", "-") == "--kv-cache-memory-bytes" for a in load.get("argv", [])):
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # vLLM would let it win over the flag: runtime.FlagsWin
     os.environ.update({k: str(v) for k, v in (load.get("env") or {}).items()})
     os.environ.pop("VLLM_SERVER_DEV_MODE", None)  # never, whoever set it: its endpoints run code for every client
     if os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):

@@ -15,6 +15,7 @@ Exit codes: 0 done, 2 wrong use or manifest, 3 the runtime does not work, 4 the 
 
 import argparse
 import datetime
+import glob
 import json
 import os
 import subprocess
@@ -25,7 +26,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROMPTS = ("Hello my name is", "The quick brown fox")
 # Never importable by name, or not ours to import.
-SKIP_TOP = {"__main__", "__mp_main__", "adapter", "api", "engine", "half", "control", "process", "explain", "children", "zygote", "born", "cgroup", "sleeping"}
+SKIP_TOP = {"__main__", "__mp_main__", "adapter", "api", "engine", "half", "control", "process", "explain", "children", "zygote", "born", "cgroup", "sleeping", "shortcuts"}
 SKIP_PARTS = ("transformers_modules", "__mp", "<")
 
 
@@ -75,8 +76,9 @@ def load_and_ask(zygote, model, device):
     import drive
 
     pair = zygote.pair(device)
+    record = tempfile.TemporaryDirectory(dir=zygote.dir)
     began = time.monotonic()
-    pair.load(["--model", model, "--served-model-name", "m", *drive.SMALL])
+    pair.load(["--model", model, "--served-model-name", "m", *drive.SMALL], env={"WARMD_RECORD": record.name})
     try:
         answers = [pair.ask(prompt=PROMPTS[0])]
         took = time.monotonic() - began
@@ -86,9 +88,24 @@ def load_and_ask(zygote, model, device):
         reasons = [e["message"] for c in (pair.engine, pair.api) for e in _events(c) if e.get("ev") == "error"]
         why = reasons[0] if reasons else f"engine log: {drive.tail(pair.log('engine'))}\napi log: {drive.tail(pair.log('api'))}"
         raise Problem(3, f"loading {model} failed: {why}") from None
-    modules = [c.call("modules")["modules"] for c in (pair.engine, pair.api)]
+    of_engine, of_api = (c.call("modules")["modules"] for c in (pair.engine, pair.api))
+    of_engine += [m for m in recorded(record.name) if m not in of_engine]
     pair.kill()
-    return answers, *modules, took
+    record.cleanup()
+    return answers, of_engine, of_api, took
+
+
+def recorded(folder):
+    """What the processes that vLLM itself forked have imported (engine.record_imports), as they say after this call."""
+    asked, modules = time.time_ns(), []
+    for path in glob.glob(os.path.join(folder, "*.json")):
+        for _ in range(100):
+            if os.stat(path).st_mtime_ns > asked:
+                break
+            time.sleep(0.05)
+        with open(path, encoding="utf-8") as f:
+            modules += json.load(f)
+    return modules
 
 
 def _events(c):

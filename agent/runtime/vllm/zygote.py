@@ -49,6 +49,7 @@ class Zygote:
         began = time.monotonic()
         if self.options.kind == "vllm":
             import adapter
+            import shortcuts
 
             self.adapter = adapter.Adapter()
             count, failed, seconds = adapter.import_profile(self.profile.get("modules", []))
@@ -56,6 +57,8 @@ class Zygote:
             for name, why in failed.items():
                 print(f"warmd: profile: {name}: {why}", file=sys.stderr)
             print(f"warmd: profile: {count} modules in {seconds:.2f} s, {len(failed)} failed", file=sys.stderr)
+            for why in shortcuts.install(self.adapter.platform):
+                print(f"warmd: this vLLM starts without a shortcut: {why}", file=sys.stderr)
         self.import_s = round(time.monotonic() - began, 3)
         self.check_clean()
         gc.collect()
@@ -244,7 +247,7 @@ def main():
     # other package are never shadowed; our own modules are imported by then, or are found in sys.modules.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if options.kind == "vllm":
-        import adapter, api, engine, explain, half  # noqa: F401
+        import adapter, api, engine, explain, half, shortcuts  # noqa: F401
     sys.path[:] = [x for x in sys.path if os.path.abspath(x or ".") != os.path.dirname(os.path.abspath(__file__))]
     process.become_subreaper()
     z = Zygote(options)
