@@ -13,6 +13,8 @@ import os
 import sys
 import time
 
+import kernels
+
 OLDEST, NEWEST = "0.26.0", "0.32.0"
 
 # Newest home first: older homes survive as deprecated shims that import more than they need.
@@ -34,7 +36,7 @@ CLI = (
 
 # Modules a parked half needs sooner or later and no import above pulls in. A missing one only costs time at the load.
 WARM = ("vllm.v1.engine.async_llm", "vllm.v1.metrics.loggers", "vllm.v1.executor.uniproc_executor", "uvloop", "msgspec")
-WORKER = {"cpu": ("vllm.v1.worker.cpu_worker", "vllm.v1.executor.multiproc_executor"), "cuda": ("vllm.v1.worker.gpu_worker",)}
+WORKER = {"cpu": ("vllm.v1.worker.cpu_worker", "vllm.v1.executor.multiproc_executor"), "cuda": ("vllm.v1.worker.gpu_worker", "vllm.device_allocator.cumem")}
 
 
 class Missing(Exception):
@@ -79,6 +81,8 @@ class Adapter:
         self.platform = self._from("vllm.platforms", "current_platform")
         for name in WARM + WORKER.get(self.platform.device_type, ()):
             _try_import(name)
+        if self.platform.device_type == "cuda":
+            kernels.before_fork()
         # Building the parser introspects every config class (0.1 to 0.5 s), and loads the plugins: once, here.
         self.parser = self.make_arg_parser(self._from("vllm.utils.argparse_utils", "FlexibleArgumentParser")(prog="vllm serve"))
 

@@ -42,6 +42,10 @@ def prepare(half):
     """Nothing to do before a model is known: this half needs no device."""
 
 
+def spare(half):
+    """Nothing for the time while it is parked either."""
+
+
 def main(half, load):
     """Serves the model on the agent's socket until drained."""
     import uvloop

@@ -62,7 +62,7 @@ def half_main(zygote, server, worker, role, request, asked):
         module.prepare(half)
 
     try:
-        return half.run(prepare, module.main)
+        return half.run(prepare, module.spare, module.main)
     finally:
         server.close()
 

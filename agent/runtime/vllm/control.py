@@ -93,7 +93,7 @@ class Server:
         self._watches.pop(fd, None)
 
     def step(self, timeout=None):
-        """One round: waits for input at most `timeout` seconds, reads, handles, writes."""
+        """One round: waits for input at most `timeout` seconds, reads, handles, writes. Whether there was any."""
         self._deliver()
         poll = select.poll()  # no kernel state, unlike epoll: a forked child cannot disturb its parent's set
         if time.monotonic() >= self._deaf_until:
@@ -105,7 +105,8 @@ class Server:
             poll.register(fd, select.POLLIN)
         for fd, c in self.clients.items():
             poll.register(fd, (0 if c.closing else select.POLLIN) | (select.POLLOUT if c.outbuf else 0))
-        for fd, what in poll.poll(None if timeout is None else max(0, timeout * 1000)):
+        ready = poll.poll(None if timeout is None else max(0, timeout * 1000))
+        for fd, what in ready:
             if fd == self.listener.fileno():
                 self._accept()
             elif fd == self._wake_r.fileno():
@@ -115,6 +116,7 @@ class Server:
             elif fd in self.clients:
                 self._serve(self.clients[fd], what)
         self._deliver()
+        return bool(ready)
 
     def flush(self, seconds):
         """Sends what is owed, for at most `seconds`: the last words of a process that is about to end."""

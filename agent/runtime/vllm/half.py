@@ -14,6 +14,8 @@ import control
 import explain
 import process
 
+QUIET_S = 0.03  # a parked half that nobody asked anything for so long has time to spare
+_DONE = object()
 PAIR_LOST = 70  # exit code of a half whose other half is gone
 
 
@@ -50,13 +52,11 @@ class Half:
 
     # -- the life of a half
 
-    def run(self, prepare, role_main):
+    def run(self, prepare, spare, role_main):
         """Prepares, parks, loads, serves. Returns the exit code of the process."""
         try:
             prepare(self)
-            while self.load is None:
-                self.server.step()
-                self._obey()
+            self._park(spare(self))
             # A worker that vLLM forks from here must not keep our sockets open: the agent could not see us end.
             os.register_at_fork(after_in_child=lambda: self.server.close(unlink=False))
             self._thread = threading.Thread(target=self._control_loop, name="warmd-control", daemon=True)
@@ -68,6 +68,15 @@ class Half:
             code = self._fail(e)
         self._end_control_thread()
         return code
+
+    def _park(self, spare):
+        """Serves the control socket until a load comes. While nobody asks for anything, takes one turn of `spare` after
+        the other: a load waits for one turn at most, and the rest of them is dropped."""
+        while self.load is None:
+            asked = self.server.step(QUIET_S if spare else None)
+            self._obey()
+            if spare and not asked and next(spare, _DONE) is _DONE:
+                spare = None
 
     def _control_loop(self):
         while not self._stop:

@@ -26,7 +26,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROMPTS = ("Hello my name is", "The quick brown fox")
 # Never importable by name, or not ours to import.
-SKIP_TOP = {"__main__", "__mp_main__", "adapter", "api", "engine", "half", "control", "process", "explain", "children", "zygote", "born", "cgroup", "sleeping", "shortcuts"}
+SKIP_TOP = {"__main__", "__mp_main__", "adapter", "api", "engine", "half", "control", "process", "explain", "children", "zygote", "born", "cgroup", "sleeping", "kernels", "shortcuts"}
 SKIP_PARTS = ("transformers_modules", "__mp", "<")
 
 
