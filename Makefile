@@ -53,7 +53,8 @@ bench: build runtimes ## the headline: plain vLLM against a warm worker, 5 count
 	  trap 'kill $$p; wait $$p; rm -rf '$$d EXIT; \
 	  until bin/warmctl --server $$d/coordinator.sock workers 2>/dev/null | grep -q 'vllm-$(VLLM) .* warm '; do kill -0 $$p && sleep 1 || exit 1; done; \
 	  bin/warmctl --server $$d/coordinator.sock bench cold-start '$(CACHE)/demo-models/opt-125m' --runtime vllm-$(VLLM) --runtimes '$(WARMD_TEST_RUNTIMES)' \
-	    --arms vllm,warm --runs 5 --arg=--dtype=bfloat16 --arg=--max-model-len=512 --arg=--max-num-seqs=4
+	    --arms vllm,warm --runs 5 --arg=--dtype=bfloat16 --arg=--max-model-len=512 --arg=--max-num-seqs=4 \
+	    --arg=--kv-cache-memory-bytes=134217728
 
 check: $(LINT) $(PYTOOLS)/ok ## the fast inner loop: format, vet, lint, unit tests
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not gofmt-ed:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -81,9 +82,10 @@ test-hosts: host-tools packages runtimes $(ETCD) ## warmd on booted Debian hosts
 	WARMD_TEST_HOSTS=1 WARMD_CACHE='$(CACHE)' WARMD_TEST_ETCD='$(ETCD)' WARMD_TEST_DEBS='$(CURDIR)/dist/*_$(VERSION)_*.deb' NFPM='$(NFPM)' \
 	  go test -count=1 -timeout 40m -v $(if $(HOSTS),-run '$(HOSTS)',-skip '$(FAULTS)') ./packaging/nspawn
 
-# Minutes of faults each, and not yet all green: see the issue. `make test-faults` runs them.
-FAULTS := Fleet|RealVLLMOutlives|MemoryKiller|StopOfTheSlice
-test-faults: ## faults of a fleet, and of the control plane under real vLLM, on booted hosts
+# Nine minutes of faults at random moments. On a busy machine, memberlist may call a living host lost, and etcd be late:
+# so these are no part of `make test`.
+FAULTS := TestFleetOn
+test-faults: ## a fleet of three hosts, both etcds: kill, stop and cut off whatever there is, at any step of a placement
 	@$(MAKE) --no-print-directory test-hosts HOSTS='$(FAULTS)'
 
 host-tools: ## install what boots the hosts, where it is missing (Debian, root)

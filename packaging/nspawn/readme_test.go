@@ -48,7 +48,7 @@ func TestReadmesPageTypedAsPrintedMakesThreeHostsThatAnswer(t *testing.T) {
 	begin := time.Now()
 	said, adopted := "", 0
 	for _, b := range blocks {
-		for _, name := range strings.Fields(b[1]) {
+		for name := range strings.FieldsSeq(b[1]) {
 			h := lab.Host(name)
 			require.NotNil(t, h, "the page names host %q", name)
 			script := b[2]
