@@ -6,6 +6,7 @@ something else. A vLLM that lacks what a shortcut needs starts without it, at th
 so. Figures: opt-125m on two cores.
 """
 
+import contextlib
 import copy
 import functools
 import importlib.metadata
@@ -138,8 +139,9 @@ def beside(name, step):
     """Runs a step in a thread that yields to all others; a failure is no news, for the main thread will meet it, too."""
 
     def run():
-        try:
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        try:
             step()
         except Exception as e:
             print(f"warmd: {name}: {type(e).__name__}: {e}", file=sys.stderr, flush=True)

@@ -406,26 +406,34 @@ func TestACreationWithAnUnknownOutcomeIsUndone(t *testing.T) {
 	})
 }
 
+// abandoned is a coordinator whose creation had an unknown outcome while etcd was away
+// for so long, and the record, which is there after all.
+func (r *rig) abandoned(away time.Duration) (*coordinator, store.Record) {
+	r.t.Helper()
+	c := r.coordinator("c1")
+	c.fx.loseCreate = true
+	c.fx.before = func(op string) {
+		if op == "created" {
+			r.mem.Fail(placement.Errorf(placement.CodeUnavailable, "etcd is away"))
+		}
+	}
+	assert.Equal(r.t, placement.CodeUnavailable, code(c.place(r.t.Context(), opt("req-1")).err))
+	time.Sleep(away)
+	r.mem.Fail(nil)
+	all, err := r.mem.List(r.t.Context())
+	require.NoError(r.t, err)
+	require.Len(r.t, all, 1)
+	return c, all[0]
+}
+
 // The same, and etcd is away when we want to undo it: the record that turns up later is
 // ours and assigned, and still not resumed.
 func TestAnAbandonedRecordThatTurnsUpLaterIsNotStarted(t *testing.T) {
 	bubble(t, 1, func(r *rig) {
-		c := r.coordinator("c1")
-		c.fx.loseCreate = true
-		c.fx.before = func(op string) {
-			if op == "created" {
-				r.mem.Fail(placement.Errorf(placement.CodeUnavailable, "etcd is away"))
-			}
-		}
-		assert.Equal(t, placement.CodeUnavailable, code(c.place(r.t.Context(), opt("req-1")).err))
-		time.Sleep(3 * time.Minute)
-		r.mem.Fail(nil)
-		all, err := r.mem.List(r.t.Context())
-		require.NoError(t, err)
-		require.Len(t, all, 1)
-		c.Resume(all[0])
+		c, turnsUp := r.abandoned(3 * time.Minute)
+		c.Resume(turnsUp)
 		time.Sleep(time.Minute)
-		all, err = r.mem.List(r.t.Context())
+		all, err := r.mem.List(r.t.Context())
 		require.NoError(t, err)
 		assert.Empty(t, all)
 		assert.Empty(t, r.history.All())
@@ -436,25 +444,12 @@ func TestAnAbandonedRecordThatTurnsUpLaterIsNotStarted(t *testing.T) {
 // sweeper took it over and it serves. Back again, the first one must not delete it.
 func TestAnAbandonedRecordThatSomebodyTookOverIsKept(t *testing.T) {
 	bubble(t, 1, func(r *rig) {
-		c := r.coordinator("c1")
-		c.fx.loseCreate = true
-		c.fx.before = func(op string) {
-			if op == "created" {
-				r.mem.Fail(placement.Errorf(placement.CodeUnavailable, "etcd is away"))
-			}
-		}
-		assert.Equal(t, placement.CodeUnavailable, code(c.place(r.t.Context(), opt("req-1")).err))
-		time.Sleep(10 * time.Second)
-		r.mem.Fail(nil)
-		all, err := r.mem.List(r.t.Context())
-		require.NoError(t, err)
-		require.Len(t, all, 1)
-		taken := all[0]
+		_, taken := r.abandoned(10 * time.Second)
 		taken.Owner = "c2"
-		_, err = r.mem.Update(r.t.Context(), taken, store.NoFence)
+		_, err := r.mem.Update(r.t.Context(), taken, store.NoFence)
 		require.NoError(t, err)
 		time.Sleep(3 * time.Minute)
-		all, err = r.mem.List(r.t.Context())
+		all, err := r.mem.List(r.t.Context())
 		require.NoError(t, err)
 		assert.Len(t, all, 1)
 	})
