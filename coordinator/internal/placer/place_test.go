@@ -444,7 +444,7 @@ func TestAnAbandonedRecordThatTurnsUpLaterIsNotStarted(t *testing.T) {
 // sweeper took it over and it serves. Back again, the first one must not delete it.
 func TestAnAbandonedRecordThatSomebodyTookOverIsKept(t *testing.T) {
 	bubble(t, 1, func(r *rig) {
-		_, taken := r.abandoned(10 * time.Second)
+		_, taken := r.abandoned(9 * time.Second) // between two looks of the one who abandoned it
 		taken.Owner = "c2"
 		_, err := r.mem.Update(r.t.Context(), taken, store.NoFence)
 		require.NoError(t, err)
