@@ -72,8 +72,8 @@ def _cpu_list():
 
 def _kernels(platform):
     """The CPU platform's kernels are put in place once; every worker did it anew, 0.4 s of looking at every module."""
-    if hasattr(platform, "register_triton_kernel_overrides"):  # new in 0.3x
-        platform.register_triton_kernel_overrides()
+    if register := getattr(platform, "register_triton_kernel_overrides", None):  # 0.26.0 has none, and answers None
+        register()
         platform.register_triton_kernel_overrides = lambda: None
 
 

@@ -125,6 +125,7 @@ type placed struct {
 func (s Swaps) place(ctx context.Context, w *watch, texts map[string]string, model string) (string, placed, error) {
 	r := s.Request
 	r.ID, r.Model, r.Name = "", model, filepath.Base(model)
+	r.WaitCapacity = true // the coordinator may hear of the free slot a moment after we do, and that moment counts
 	p, err := s.Coordinator.Place(ctx, r, "assigned", nil)
 	if err != nil {
 		return "", placed{}, fmt.Errorf("place %s: %w", r.Name, err)
