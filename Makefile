@@ -63,7 +63,7 @@ check: $(LINT) $(PYTOOLS)/ok ## the fast inner loop: format, vet, lint, unit tes
 	@$(PYTOOLS)/bin/ruff check -q --isolated --select E9,F,W,B --ignore B904,B905 --target-version py310 agent/runtime/vllm
 	@go test -short ./...
 
-test: build $(PYTOOLS)/ok runtimes ## every test: Go with -race, Python, golden files, packages, real etcd, real vLLM, booted hosts (as root)
+test: build $(PYTOOLS)/ok runtimes ## every test but test-faults: Go with -race, Python, golden files, packages, real etcd, real vLLM, booted hosts (as root)
 	@$(MAKE) --no-print-directory test-go test-python packages-check test-real test-hosts
 
 test-go: ## Go tests with -race, real etcd, engines of kind exec

@@ -170,7 +170,9 @@ func (c *call) benchRequest(model string, rt bench.Runtime) (placement.Request, 
 	r := placement.Request{Model: model, Name: filepath.Base(model), Runtime: rt.Name, Args: c.flags.StringSlice("arg"), Env: env}
 	// What the agent does by itself the plain arm must get, too: where the runtime's
 	// environment turns the compiler off, and where a flag wins (runtime.FlagsWin).
-	if slices.ContainsFunc(r.Args, func(a string) bool { return strings.HasPrefix(a, "--kv-cache-memory-bytes") }) {
+	if slices.ContainsFunc(r.Args, func(a string) bool {
+		return strings.HasPrefix(strings.ReplaceAll(a, "_", "-"), "--kv-cache-memory-bytes")
+	}) {
 		delete(rt.Env, "VLLM_CPU_KVCACHE_SPACE")
 	}
 	if rt.Env["TORCHDYNAMO_DISABLE"] == "1" && !slices.Contains(r.Args, "--enforce-eager") {
@@ -183,7 +185,16 @@ func (c *call) benchRequest(model string, rt bench.Runtime) (placement.Request, 
 // share.
 func (c *call) benchArms(rt bench.Runtime, r placement.Request) (arms []bench.Arm, names []string, end func(), err error) {
 	end = func() {}
-	var k *coordapi.Client
+	var k *coordapi.Client // one for all of warmd's arms
+	warmds := func(arm func(*coordapi.Client) bench.Arm) (bench.Arm, error) {
+		if k == nil {
+			var err error
+			if k, _, err = c.coordinator(); err != nil {
+				return bench.Arm{}, err
+			}
+		}
+		return arm(k), bench.Parked(c.ctx, k, rt.Name)
+	}
 	for name := range strings.SplitSeq(c.flags.String("arms"), ",") {
 		if slices.Contains(names, name) {
 			return nil, nil, end, usagef("--arms names %s twice", name)
@@ -194,26 +205,13 @@ func (c *call) benchArms(rt bench.Runtime, r placement.Request) (arms []bench.Ar
 			log := filepath.Join(os.TempDir(), fmt.Sprintf("warmctl-bench-%d.log", os.Getpid()))
 			a, end, err = bench.Plain(c.ctx, bench.Engine{Runtime: rt, Model: r.Model, Name: r.Name, Args: r.Args, Env: r.Env, Log: log})
 		case "cold", "warm":
-			if k == nil {
-				if k, _, err = c.coordinator(); err != nil {
-					break
-				}
-			}
 			r.Start = placement.Start(name)
-			a = bench.Placed(k, name, r)
-			err = bench.Parked(c.ctx, k, rt.Name)
+			a, err = warmds(func(k *coordapi.Client) bench.Arm { return bench.Placed(k, name, r) })
 		case "sleeping":
-			if err = bench.CanSleep(rt, r.Args); err != nil {
-				break
+			if err = bench.CanSleep(rt, r.Args); err == nil {
+				r.Start = placement.StartWarm
+				a, err = warmds(func(k *coordapi.Client) bench.Arm { return bench.Asleep(k, name, r) })
 			}
-			if k == nil {
-				if k, _, err = c.coordinator(); err != nil {
-					break
-				}
-			}
-			r.Start = placement.StartWarm
-			a = bench.Asleep(k, name, r)
-			err = bench.Parked(c.ctx, k, rt.Name)
 		default:
 			err = usagef("--arms %q is not an arm: vllm, cold, warm and sleeping are", name)
 		}

@@ -3,7 +3,7 @@
 No file of vLLM is changed and no answer is different. `install` runs once per zygote, before it forks: what it has done
 then, its children need not do again. `beside` fills vLLM's own caches in a thread while the main thread waits for
 something else. A vLLM that lacks what a shortcut needs starts without it, at the old speed, and the zygote's log says
-so. Figures: opt-125m on two cores.
+so. Figures: opt-125m on two cores, as a sampling profiler saw them, which slows what it looks at.
 """
 
 import contextlib

@@ -51,13 +51,14 @@ func (s *start) join(ctx context.Context, rec store.Record) {
 	if s.req.ID == "" {
 		return
 	}
+	id := rec.ID
 	for range 3 { // somebody else may write the record in between
 		_, err := s.p.fx.Join(ctx, rec, s.req.ID)
 		if err == nil {
 			return
 		}
-		if rec, err = s.p.fx.Get(ctx, rec.ID); err != nil {
-			s.p.cfg.Log.Warn("request id is not recorded", "placement", rec.ID, "request_id", s.req.ID, "error", err)
+		if rec, err = s.p.fx.Get(ctx, id); err != nil {
+			s.p.cfg.Log.Warn("request id is not recorded", "placement", id, "request_id", s.req.ID, "error", err)
 			return
 		}
 	}
