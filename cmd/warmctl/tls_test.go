@@ -83,9 +83,9 @@ func TestARoleThatIsTooLowIsSaidWithWhatToDo(t *testing.T) {
 	coordinator := "https://" + overTLS(t, f, access.Coordinator, fleet.Files("coordinator", "c1", "127.0.0.1"))
 	agent := "https://" + overTLS(t, f, access.Agent, fleet.Files("agent", "n1", "127.0.0.1"))
 	for unit, want := range map[string]map[string]int{
-		"read":  {"ps": 0, "place /models/x": exitDenied, "release p-aaa1": exitDenied, "drain n1": exitDenied},
-		"place": {"ps": 0, "release p-aaa1": 0, "drain n1": exitDenied},
-		"admin": {"ps": 0, "drain n1": 0},
+		"read":  {"ps": 0, "place /models/x": exitDenied, "release p-aaa1": exitDenied, "drain n1 --no-wait": exitDenied},
+		"place": {"ps": 0, "release p-aaa1": 0, "drain n1 --no-wait": exitDenied},
+		"admin": {"ps": 0, "drain n1 --no-wait": 0},
 		"other": {"ps": exitDenied},
 	} {
 		mine := fleet.Files(unit, "ada")

@@ -430,7 +430,7 @@ func (r *rig) abandoned(away time.Duration) (*coordinator, store.Record) {
 // ours and assigned, and still not resumed.
 func TestAnAbandonedRecordThatTurnsUpLaterIsNotStarted(t *testing.T) {
 	bubble(t, 1, func(r *rig) {
-		c, turnsUp := r.abandoned(3 * time.Minute)
+		c, turnsUp := r.abandoned(181 * time.Second) // between two looks of the one who abandoned it
 		c.Resume(turnsUp)
 		time.Sleep(time.Minute)
 		all, err := r.mem.List(r.t.Context())
@@ -444,7 +444,7 @@ func TestAnAbandonedRecordThatTurnsUpLaterIsNotStarted(t *testing.T) {
 // sweeper took it over and it serves. Back again, the first one must not delete it.
 func TestAnAbandonedRecordThatSomebodyTookOverIsKept(t *testing.T) {
 	bubble(t, 1, func(r *rig) {
-		_, taken := r.abandoned(9 * time.Second) // between two looks of the one who abandoned it
+		_, taken := r.abandoned(9 * time.Second) // between two looks, too
 		taken.Owner = "c2"
 		_, err := r.mem.Update(r.t.Context(), taken, store.NoFence)
 		require.NoError(t, err)
