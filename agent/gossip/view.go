@@ -121,20 +121,32 @@ func (v *View) forget(now time.Time) {
 	}
 }
 
-// setSelf replaces this member's own word, which is exact whatever its number.
+// setSelf replaces this member's own word. Only [View.Apply] can have been faster.
 func (v *View) setSelf(c placement.Capacity) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	e := v.nodes[v.self]
+	if c.Epoch == e.word.Epoch && e.word.Newer(c) {
+		return
+	}
 	e.word, e.heard = c, time.Now()
 	poke(v.changed)
 }
 
 // Apply takes a capacity that came with an answer of the node itself, a refusal
-// above all: the node is reachable, and this is its newest word.
+// above all: the node is reachable, and this is its newest word. It may be our own
+// node: with `warmd dev`, a coordinator shares the view of its agent, and a slot that was
+// given back before the answer must not look taken until the agent publishes.
 func (v *View) Apply(c placement.Capacity) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if own := v.nodes[v.self]; c.Node == v.self {
+		if c.Epoch == own.word.Epoch && c.Newer(own.word) {
+			own.word, own.heard = c, time.Now()
+			poke(v.changed)
+		}
+		return
+	}
 	e := v.take(c)
 	if e == nil {
 		return

@@ -191,6 +191,16 @@ func TestNobodyElseSpeaksForThisMember(t *testing.T) {
 	assert.Len(t, got, 1)
 }
 
+func TestAnAnswerOfOurOwnNodeCountsBeforeItPublishes(t *testing.T) {
+	v := NewView("b")
+	v.setSelf(word(1, 1))
+	v.Apply(word(1, 3))
+	v.setSelf(word(1, 2)) // made before the answer, published after it
+	assert.Equal(t, word(1, 3), v.Members().Nodes[0].Capacity)
+	v.setSelf(word(1, 4))
+	assert.Equal(t, word(1, 4), v.Members().Nodes[0].Capacity)
+}
+
 func TestViewForgetsAndStaysBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := viewOf(t)
