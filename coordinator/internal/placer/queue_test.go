@@ -81,6 +81,7 @@ func TestAWaiterIsToldWhyWhenItsTimeIsOver(t *testing.T) {
 		assert.Equal(t, 9*time.Second, o.took)
 		assert.Equal(t, placement.CodeNoCapacity, code(o.err))
 		assert.Contains(t, o.err.Error(), "within 9s")
+		synctest.Wait()
 		queued, flights := c.Counts()
 		assert.Zero(t, queued)
 		assert.Zero(t, flights)
