@@ -3,12 +3,14 @@ package worker
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -243,4 +245,20 @@ func requireGone(t *testing.T, ps ...Proc) {
 	for _, p := range ps {
 		require.False(t, p.Alive(), "process %v", p)
 	}
+}
+
+// stopProcess stops a process, and returns when none of its threads runs any more.
+func stopProcess(t *testing.T, p Proc) {
+	t.Helper()
+	require.NoError(t, p.Signal(syscall.SIGSTOP))
+	require.Eventually(t, func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID))
+		for _, thread := range threads {
+			raw, _ := os.ReadFile(thread)
+			if s, ok := parseStat(raw); ok && s.state != 'T' {
+				return false
+			}
+		}
+		return len(threads) > 0
+	}, 5*time.Second, time.Millisecond)
 }

@@ -284,7 +284,7 @@ func TestHungZygoteDelaysNoDeathAndNoStop(t *testing.T) {
 	dies, stops := h.fork(r, "dies", "FAKE_GRANDCHILD=1"), h.fork(r, "stops", "FAKE_GRANDCHILD=1")
 	serve(t, dies, "p1")
 	zygote, _ := FindProc(r.Status().PID)
-	require.NoError(t, zygote.Signal(syscall.SIGSTOP))
+	stopProcess(t, zygote)
 	require.NoError(t, dies.Record().API.Signal(syscall.SIGKILL))
 	e := next(t, dies, time.Second, func(e Event) bool { return e.Kind == EventError })
 	// The engine ends itself as soon as its peer is gone. Only the zygote could say

@@ -2,6 +2,7 @@ package placer
 
 import (
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -15,6 +16,7 @@ func TestAModelThatSleepsIsWokenInsteadOfStartedAgain(t *testing.T) {
 		c := r.coordinator("c1")
 		first := c.place(r.t.Context(), opt("req-1"))
 		require.NoError(t, first.err)
+		synctest.Wait() // its record says so, too
 		_, err := c.fx.Agents[first.Node].Rest(first.ID, true)
 		require.NoError(t, err)
 		c.fx.Refresh()
@@ -57,6 +59,7 @@ func TestWhatCannotBeWokenIsStarted(t *testing.T) {
 				c := r.coordinator("c1")
 				first := c.place(r.t.Context(), opt("req-1"))
 				require.NoError(t, first.err)
+				synctest.Wait()
 				_, err := r.agents[0].Rest(first.ID, true)
 				require.NoError(t, err)
 				spoil(r, first)
