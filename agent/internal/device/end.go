@@ -121,13 +121,13 @@ func (l *life) report(end *ending) {
 		result = string(p.State)
 	}
 	l.d.cfg.Observe.Ended(result)
+	l.d.emit("placement."+string(p.State), p.ID, p.Worker, "%s", end.reason)
 	var c *placement.Capacity
 	if l.d.cfg.Capacity != nil {
 		now := l.d.cfg.Capacity()
 		c = &now
 	}
 	l.e.Feed.Add(lastLine(p, end.error(), c))
-	l.d.emit("placement."+string(p.State), p.ID, p.Worker, "%s", end.reason)
 }
 
 func (e *ending) error() *placement.Error {

@@ -208,8 +208,8 @@ func (l *life) ready() error {
 	l.d.cfg.Observe.Started(p.Tier, p.StartSeconds)
 	l.d.cfg.Observe.Ended("ready")
 	l.d.post(func() { delete(l.d.backoff, l.claim.Runtime) })
-	l.line(placement.EventReady, "")
 	l.d.emit("placement.ready", p.ID, p.Worker, "%s in %.2f s (%s), endpoint %s", p.Request.Name, p.StartSeconds, p.Tier, p.Endpoint)
+	l.line(placement.EventReady, "") // last: who hears it may look for the event
 	return nil
 }
 
