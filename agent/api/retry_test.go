@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // TestAServerThatDropsEveryKeptConnectionIsAskedOnANewOne: as one that restarts does.
@@ -59,4 +60,21 @@ func TestAServerThatDropsEveryKeptConnectionIsAskedOnANewOne(t *testing.T) {
 	require.NoError(t, conn.Do(t.Context(), http.MethodPut, "/v1/placements/p", struct{}{}, nil))
 	require.NoError(t, conn.Do(t.Context(), http.MethodDelete, "/v1/placements/p", nil, nil))
 	require.NoError(t, conn.Do(t.Context(), http.MethodGet, "/v1/node", nil, nil))
+}
+
+// TestWhatIsNotHeardInTimeIsNotRepeatedForEver: a claim must not arrive when the network
+// is whole again and its sender has turned to another node.
+func TestWhatIsNotHeardInTimeIsNotRepeatedForEver(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	c, err := NewTransport(nil).DialContext(t.Context(), "tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer c.Close()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	require.NoError(t, err)
+	var ms int
+	require.NoError(t, raw.Control(func(fd uintptr) { ms, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT) }))
+	require.NoError(t, err)
+	assert.EqualValues(t, unheardFor.Milliseconds(), ms)
 }

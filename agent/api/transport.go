@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"warmd/agent/api/access"
 	"warmd/placement"
 )
@@ -58,11 +60,26 @@ func NewConn(addr string, rt http.RoundTripper) (*Conn, error) {
 	return &Conn{base: strings.TrimRight(u.String(), "/"), http: &http.Client{Transport: rt}}, nil
 }
 
+// unheardFor is how long a peer may leave unacknowledged what was sent to it.
+const unheardFor = 5 * time.Second
+
+// forgetful has the kernel give up what a peer does not acknowledge. Otherwise it repeats
+// that for minutes, also after we have closed the connection: the claim that a node was
+// given up for would arrive when the network is whole again, and start an engine that
+// nobody wants (tcp(7), TCP_USER_TIMEOUT).
+func forgetful(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unheardFor.Milliseconds()))
+	})
+	return errors.Join(err, failed)
+}
+
 // NewTransport is the transport of TCP connections; with a configuration, https
 // addresses are called with it.
 func NewTransport(c *tls.Config) *http.Transport {
 	return &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, Control: forgetful}).DialContext,
 		MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, TLSHandshakeTimeout: 5 * time.Second, TLSClientConfig: c,
 	}
 }
