@@ -23,7 +23,7 @@ python   = $(WARMD_TEST_RUNTIMES)/vllm-$(1)/venv/bin/python
 export WARMD_TEST_RUNTIMES := $(CACHE)/runtimes
 
 .DEFAULT_GOAL := help
-.PHONY: help build packages packages-check demo bench test check test-go test-python test-real test-hosts test-faults host-tools fmt lint generate runtimes clean
+.PHONY: help build packages packages-check demo bench test check test-go test-python test-real test-hosts host-tools fmt lint generate runtimes clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ check: $(LINT) $(PYTOOLS)/ok ## the fast inner loop: format, vet, lint, unit tes
 	@$(PYTOOLS)/bin/ruff check -q --isolated --select E9,F,W,B --ignore B904,B905 --target-version py310 agent/runtime/vllm
 	@go test -short ./...
 
-test: build $(PYTOOLS)/ok runtimes ## every test but test-faults: Go with -race, Python, golden files, packages, real etcd, real vLLM, booted hosts (as root)
+test: build $(PYTOOLS)/ok runtimes ## every test: Go with -race, Python, golden files, packages, real etcd, real vLLM, booted hosts (as root)
 	@$(MAKE) --no-print-directory test-go test-python packages-check test-real test-hosts
 
 test-go: ## Go tests with -race, real etcd, engines of kind exec
@@ -80,13 +80,7 @@ test-real: build runtimes ## the whole path with real vLLM: place, tokens, fault
 
 test-hosts: host-tools packages runtimes $(ETCD) ## warmd on booted Debian hosts: systemd-nspawn, as root; prints the figures
 	WARMD_TEST_HOSTS=1 WARMD_CACHE='$(CACHE)' WARMD_TEST_ETCD='$(ETCD)' WARMD_TEST_DEBS='$(CURDIR)/dist/*_$(VERSION)_*.deb' NFPM='$(NFPM)' \
-	  go test -count=1 -timeout 40m -v $(if $(HOSTS),-run '$(HOSTS)',-skip '$(FAULTS)') ./packaging/nspawn
-
-# Nine minutes of faults at random moments. On a busy machine, memberlist may call a living host lost, and etcd be late:
-# so these are no part of `make test`.
-FAULTS := TestFleetOn
-test-faults: ## a fleet of three hosts, both etcds: kill, stop and cut off whatever there is, at any step of a placement
-	@$(MAKE) --no-print-directory test-hosts HOSTS='$(FAULTS)'
+	  go test -count=1 -timeout 40m -v $(if $(HOSTS),-run '$(HOSTS)') ./packaging/nspawn
 
 host-tools: ## install what boots the hosts, where it is missing (Debian, root)
 	@command -v systemd-nspawn mmdebstrap iptables ip nsenter | wc -l | grep -qx 5 || \
