@@ -78,7 +78,7 @@ test-real: build runtimes ## the whole path with real vLLM: place, tokens, fault
 	WARMD_TEST_REAL=1 WARMD_TEST_PYTHON=$(call python,$(VLLM)) \
 	  go test -count=1 -timeout 20m -v -p 1 -run RealVLLM ./cmd/warmd ./agent/internal/worker
 
-test-hosts: host-tools packages runtimes $(ETCD) ## warmd on booted Debian hosts: systemd-nspawn, as root; prints the figures
+test-hosts: host-tools packages runtimes $(ETCD) ## warmd on booted Debian hosts: systemd-nspawn, as root; prints the figures. HOSTS=REGEX for some of them, WARMD_TEST_SUITE=trixie for systemd 257
 	WARMD_TEST_HOSTS=1 WARMD_CACHE='$(CACHE)' WARMD_TEST_ETCD='$(ETCD)' WARMD_TEST_DEBS='$(CURDIR)/dist/*_$(VERSION)_*.deb' NFPM='$(NFPM)' \
 	  go test -count=1 -timeout 40m -v $(if $(HOSTS),-run '$(HOSTS)') ./packaging/nspawn
 

@@ -26,9 +26,10 @@ type packager struct {
 
 var (
 	byDpkg = packager{"dpkg", func(r release) []string { return r.deb }, "dpkg -i", "dpkg -i", "dpkg -r warmd warmctl", "/etc/warmd/agent.toml"}
-	// Debian's rpm wants to be asked twice; what our RPMs need is there under Debian's names.
-	byRPM = packager{"rpm", func(r release) []string { return r.rpm }, "rpm -i --nodeps --force-debian", "rpm -U --oldpackage --nodeps --force-debian",
-		"rpm -e --nodeps --force-debian warmd warmctl", "/etc/warmd/agent.toml.rpmsave"}
+	// Debian's rpm wanted to be asked twice; what our RPMs need is there under Debian's names.
+	onDebian = map[string]string{"bookworm": " --force-debian"}[host.Suite()]
+	byRPM    = packager{"rpm", func(r release) []string { return r.rpm }, "rpm -i --nodeps" + onDebian, "rpm -U --oldpackage --nodeps" + onDebian,
+		"rpm -e --nodeps" + onDebian + " warmd warmctl", "/etc/warmd/agent.toml.rpmsave"}
 )
 
 func TestPackagesComeAreUpgradedAndGo(t *testing.T) {

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,7 +13,9 @@ import (
 	"syscall"
 )
 
-const suite = "bookworm" // systemd 252, the oldest that warmd supports, and etcd 3.4
+// Suite is the Debian that hosts run: bookworm has systemd 252, the oldest that warmd
+// supports, and etcd 3.4; WARMD_TEST_SUITE=trixie has systemd 257 and etcd 3.5.
+func Suite() string { return cmp.Or(os.Getenv("WARMD_TEST_SUITE"), "bookworm") }
 
 // packages are those of a GPU host that somebody administers, and an etcd for those
 // that run one. What a package of warmd depends on is here, too: hosts have no
@@ -33,7 +36,7 @@ rm -rf /var/lib/etcd/default /var/cache/apt/*.bin /etc/hostname
 // makeRootfs returns a folder with a root file system, made once per list of
 // packages. Concurrent runs wait for the one that makes it.
 func makeRootfs(ctx context.Context, cache string) (string, error) {
-	sum := sha256.Sum256([]byte(suite + strings.Join(packages, ",") + setUpScript))
+	sum := sha256.Sum256([]byte(Suite() + strings.Join(packages, ",") + setUpScript))
 	dir := filepath.Join(cache, "rootfs-"+hex.EncodeToString(sum[:6]))
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
@@ -54,7 +57,7 @@ func makeRootfs(ctx context.Context, cache string) (string, error) {
 		return "", err
 	}
 	cmd := exec.CommandContext(ctx, "mmdebstrap", "--mode=root", "--quiet", "--variant=minbase", "--include="+strings.Join(packages, ","),
-		"--customize-hook=chroot \"$1\" sh -ec '"+strings.TrimSpace(setUpScript)+"'", suite, tmp)
+		"--customize-hook=chroot \"$1\" sh -ec '"+strings.TrimSpace(setUpScript)+"'", Suite(), tmp)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("make root file system: %w (`make host-tools` installs mmdebstrap): %s", err, tail(string(out), 2000))
 	}
