@@ -82,7 +82,7 @@ func TestReleaseFindsAGrandchildThatMadeItselfIndependent(t *testing.T) {
 	w, grandchild := startRunaway(t, h, r)
 	require.Equal(t, "worker-w1", filepath.Base(w.Record().CGroup))
 	zygote, _ := FindProc(waitZygote(t, r, isUp).PID)
-	require.NoError(t, zygote.Signal(syscall.SIGSTOP), "it is not the zygote that ends it")
+	stopProcess(t, zygote) // it is not the zygote that ends it
 	defer func() { _ = zygote.Signal(syscall.SIGKILL) }()
 	require.NoError(t, w.Stop(within(t, 20*time.Second), 0))
 	requireGone(t, grandchild)
