@@ -15,7 +15,8 @@ import (
 
 // Election says who lives and who sweeps, by one lease of this coordinator in etcd.
 //
-//	coordinators/<instance>  exists while the lease lives: the owner of its records
+//	coordinators/<instance>  exists while the lease lives: the owner of its records; its
+//	                         value answers the roll call (roll.go)
 //	leader/<lease>           the oldest one leads
 //
 // The lease may run out while its holder believes to lead: that is what [store.Fence]
@@ -25,7 +26,8 @@ type Election struct {
 	Prefix string // ends in "/"
 	// Name is what others call this coordinator, Instance this life of it.
 	Name, Instance string
-	// TTL of the lease in seconds: how long a dead coordinator counts as alive.
+	// TTL of the lease in seconds: how long a dead coordinator counts as alive, and less
+	// than a second longer when etcd has lost its leader, too.
 	TTL int
 	Log *slog.Logger
 }
@@ -53,19 +55,21 @@ func (e *Election) Run(ctx context.Context, lead func(ctx context.Context, f sto
 
 // term is one lease, from its grant to its end.
 func (e *Election) term(ctx context.Context, lead func(context.Context, store.Fence)) error {
-	lease, granted, err := e.grant(ctx)
+	lease, granted, began, err := e.grant(ctx)
 	if err != nil {
 		return fmt.Errorf("get a lease: %w", err)
 	}
 	tctx, end := context.WithCancelCause(ctx)
 	var keeping sync.WaitGroup
-	keeping.Go(func() { end(e.keep(tctx, lease, granted)) })
+	terms := make(chan uint64, 1)
+	keeping.Go(func() { end(e.keep(tctx, lease, granted, terms)) })
+	keeping.Go(func() { e.answerRolls(tctx, lease, began, terms) })
 	defer func() {
 		end(nil)
 		keeping.Wait()
 		e.part(lease)
 	}()
-	fence, err := e.campaign(tctx, lease)
+	fence, err := e.campaign(tctx, lease, began)
 	if err != nil {
 		if cause := context.Cause(tctx); cause != nil {
 			err = cause
@@ -76,16 +80,17 @@ func (e *Election) term(ctx context.Context, lead func(context.Context, store.Fe
 	return nil
 }
 
-// campaign registers this coordinator and waits until it is the oldest candidate.
+// campaign registers this coordinator, with the term its lease was granted in, and waits
+// until it is the oldest candidate.
 //
 // Not that of etcd's package concurrency: it waits on one watch, and the member that
 // serves it may be stopped or cut off; and it would return as the leader of nothing when
 // its own lease has run out meanwhile.
-func (e *Election) campaign(ctx context.Context, lease clientv3.LeaseID) (store.Fence, error) {
+func (e *Election) campaign(ctx context.Context, lease clientv3.LeaseID, term uint64) (store.Fence, error) {
 	key := fmt.Sprintf("%sleader/%x", e.Prefix, int64(lease))
 	err := e.ask(ctx, func(ctx context.Context) error {
 		_, err := e.Client.Txn(ctx).Then(
-			clientv3.OpPut(e.Prefix+"coordinators/"+e.Instance, e.Name, clientv3.WithLease(lease)),
+			clientv3.OpPut(e.Prefix+"coordinators/"+e.Instance, e.standing(term), clientv3.WithLease(lease)),
 			clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
 				[]clientv3.Op{clientv3.OpPut(key, e.Name, clientv3.WithLease(lease))}, nil),
 		).Commit()

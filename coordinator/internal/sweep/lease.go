@@ -15,26 +15,28 @@ var errLeaseEnded = errors.New("the lease has ended")
 
 func (e *Election) ttl() time.Duration { return time.Duration(e.TTL) * time.Second }
 
-// grant gets a lease, and says when it was asked for: it lives from then on, at least.
-func (e *Election) grant(ctx context.Context) (id clientv3.LeaseID, asked time.Time, err error) {
+// grant gets a lease, and says when it was asked for, since it lives from then on, at
+// least, and in which term of etcd's it was granted.
+func (e *Election) grant(ctx context.Context) (id clientv3.LeaseID, asked time.Time, term uint64, err error) {
 	err = e.ask(ctx, func(ctx context.Context) error {
 		asked = time.Now()
 		got, err := e.Client.Grant(ctx, int64(e.TTL))
 		if err == nil {
-			id = got.ID
+			id, term = got.ID, got.ResponseHeader.GetRaftTerm()
 		}
 		return err
 	})
-	return id, asked, err
+	return id, asked, term, err
 }
 
-// keep renews a lease until ctx ends, and returns when it may have run out.
+// keep renews a lease until ctx ends, and returns when it may have run out. It tells the
+// terms of etcd's that its renewals see, of which a reader may miss some but the last.
 //
 // Every renewal is a call of its own, short enough for others to follow it. The client's
 // KeepAlive holds a stream to one member: if that is stopped, gRPC takes 12 s to notice,
 // and the lease of a healthy coordinator runs out.
-func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.Time) error {
-	pause := e.ttl() / 3
+func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.Time, terms chan uint64) error {
+	pause := e.ttl() / 10
 	for {
 		select {
 		case <-ctx.Done():
@@ -42,9 +44,14 @@ func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.T
 		case <-time.After(pause):
 		}
 		begin := time.Now()
-		switch err := e.renew(ctx, id); {
+		switch term, err := e.renew(ctx, id); {
 		case err == nil:
-			renewed, pause = begin, e.ttl()/3
+			renewed, pause = begin, e.ttl()/10
+			select {
+			case <-terms: // an older one, not read yet
+			default:
+			}
+			terms <- term
 		case errors.Is(err, errLeaseEnded):
 			return err
 		case time.Since(renewed) > e.ttl():
@@ -61,45 +68,53 @@ const renewTries = 4
 // renew asks a member, and where it does not answer in a moment the next ones, too: the
 // client takes its members in turn, but other calls take turns between ours, so that one
 // try after the other may meet a silent member each time until the lease has run out.
-func (e *Election) renew(ctx context.Context, id clientv3.LeaseID) (err error) {
+func (e *Election) renew(ctx context.Context, id clientv3.LeaseID) (term uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, e.ttl()/6)
 	defer cancel()
-	answers := make(chan error, renewTries)
+	type answer struct {
+		term uint64
+		err  error
+	}
+	answers := make(chan answer, renewTries)
 	next := time.NewTicker(e.ttl() / 60)
 	defer next.Stop()
 	for asked, told := 0, 0; told < renewTries; {
 		if asked < renewTries {
 			asked++
-			go func() { answers <- e.renewOnce(ctx, id) }()
+			go func() {
+				term, err := e.renewOnce(ctx, id)
+				answers <- answer{term, err}
+			}()
 		}
 		select {
-		case err = <-answers:
-			if err == nil || errors.Is(err, errLeaseEnded) {
-				return err
+		case a := <-answers:
+			if a.err == nil || errors.Is(a.err, errLeaseEnded) {
+				return a.term, a.err
 			}
+			err = a.err
 			told++
 		case <-next.C:
 		}
 	}
-	return err
+	return 0, err
 }
 
-func (e *Election) renewOnce(ctx context.Context, id clientv3.LeaseID) error {
+func (e *Election) renewOnce(ctx context.Context, id clientv3.LeaseID) (term uint64, err error) {
 	stream, err := clientv3.RetryLeaseClient(e.Client).LeaseKeepAlive(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
-		return err
+		return 0, err
 	}
 	got, err := stream.Recv()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if got.TTL <= 0 {
-		return errLeaseEnded
+		return 0, errLeaseEnded
 	}
-	return nil
+	return got.Header.GetRaftTerm(), nil
 }
 
 // askTries is how many members are asked before a call is given up.
