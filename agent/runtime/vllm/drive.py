@@ -139,15 +139,18 @@ class Pair:
         raise AssertionError(f"no error event; engine log: {tail(self.log('engine'))}")
 
 
-def ask(port, prompt="Hello my name is", tokens=8, path="/v1/completions", timeout=300, **fields):
+def ask(port, prompt="Hello my name is", tokens=8, path="/v1/completions", timeout=300, stream=False, **fields):
     """One greedy completion; the text."""
-    body = {"model": "m", "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **fields}
+    body = {"model": "m", "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": stream, **fields}
     if path == "/v1/completions":
         body["prompt"] = prompt
     else:
         body["messages"] = [{"role": "user", "content": prompt}]
     r = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(r, timeout=timeout) as answer:
+        if stream:
+            chunks = [line[6:] for line in answer if line.startswith(b"data: {")]
+            return "".join(json.loads(c)["choices"][0]["text"] for c in chunks)
         choice = json.load(answer)["choices"][0]
     return choice["text"] if "text" in choice else choice["message"]["content"]
 

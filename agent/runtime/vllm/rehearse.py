@@ -84,6 +84,7 @@ def load_and_ask(zygote, model, device):
         took = time.monotonic() - began
         answers += [pair.ask(prompt=p) for p in PROMPTS[1:]]
         answers.append(pair.ask(path="/v1/chat/completions"))
+        answers.append(pair.ask(stream=True))
     except OSError:
         reasons = [e["message"] for c in (pair.engine, pair.api) for e in _events(c) if e.get("ev") == "error"]
         why = reasons[0] if reasons else f"engine log: {drive.tail(pair.log('engine'))}\napi log: {drive.tail(pair.log('api'))}"
