@@ -281,7 +281,7 @@ func TestALoadWaitsUntilTheParkedOfOthersAreGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		other := newFakeRuntime()
 		w := newWorld(t, func(c *Config) {
-			c.Slots = 1
+			c.Kind, c.Slots = "cuda", 1
 			c.Runtimes["other"] = other
 			c.Warm["other"] = 1
 		})
