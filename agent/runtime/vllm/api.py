@@ -63,6 +63,7 @@ def main(half, load):
 
     threading.Thread(target=_announce, args=(half, _dial(sock), now()), name="warmd-announce", daemon=True).start()
     shortcuts.beside("chat-template", lambda: shortcuts.load_processor(args))
+    shortcuts.build_app(v.server, args)
     half.drain = lambda grace_ms: _drain(half, loop_box, grace_ms)
     half.rest = lambda op, msg, answer: _rest(half, loop_box, op, msg, answer)
     loop_box = []
