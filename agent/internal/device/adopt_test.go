@@ -138,7 +138,13 @@ func TestAStartGoesOnWhereTheOldAgentLeftIt(t *testing.T) {
 		held   bool
 		loads  int
 	}{
-		{"it was loading", func(w *world) Worker { f := w.vllm.add("old", "loading"); f.placement = "p"; return f }, loading, true, 0},
+		{"it was loading", func(w *world) Worker {
+			f := w.vllm.add("old", "loading")
+			f.placement = "p"
+			time.AfterFunc(time.Second, func() { f.mu.Lock(); defer f.mu.Unlock(); f.serves() })
+			return f
+		}, loading, true, 0},
+		{"it served before the agent was back", func(w *world) Worker { f := w.vllm.add("old", "serving"); f.placement = "p"; return f }, loading, true, 0},
 		{"half of it was told", func(w *world) Worker { f := w.vllm.add("old", "loading"); f.placement = "p"; return f }, loading, false, 1},
 		{"it was not told yet", func(w *world) Worker { return w.vllm.add("old", "warm") }, loading, false, 1},
 		{"it had no worker yet", func(*world) Worker { return nil }, func(r *Record) { loading(r); r.WorkerRecord = nil }, false, 1},

@@ -206,6 +206,7 @@ type fakeRuntime struct {
 	forkFor time.Duration
 	stopErr error
 	loadErr error
+	loadFor time.Duration // until the worker says that it serves
 	dieAt   time.Duration // a forked worker dies that long after it was warm
 	workers map[string]*fakeWorker
 	forks   int
@@ -300,7 +301,7 @@ type fakeWorker struct {
 
 func (f *fakeWorker) Load(_ context.Context, l Load) error {
 	f.rt.mu.Lock()
-	err := f.rt.loadErr
+	err, after := f.rt.loadErr, f.rt.loadFor
 	f.rt.mu.Unlock()
 	if err != nil {
 		return err
@@ -312,7 +313,21 @@ func (f *fakeWorker) Load(_ context.Context, l Load) error {
 		return errors.New("it has a placement already")
 	}
 	f.placement, f.attempt, f.state = l.Placement, l.Attempt, "loading"
+	if after == 0 {
+		f.serves()
+	} else {
+		time.AfterFunc(after, func() { f.mu.Lock(); defer f.mu.Unlock(); f.serves() })
+	}
 	return nil
+}
+
+// serves needs f.mu.
+func (f *fakeWorker) serves() {
+	if f.state == "dead" {
+		return
+	}
+	f.state = "serving"
+	f.events <- Event{Kind: EventState, Message: f.state}
 }
 
 func (f *fakeWorker) Served() error {
@@ -338,8 +353,7 @@ func (f *fakeWorker) Wake(context.Context) (PhaseEvent, error) {
 	time.Sleep(300 * time.Millisecond) // fake time
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.state = "serving"
-	f.events <- Event{Kind: EventState, Message: f.state}
+	f.serves()
 	return PhaseEvent{Proc: "api", Name: "wake", Start: began, Dur: time.Since(began)}, nil
 }
 

@@ -161,6 +161,23 @@ func TestAWorkerThatCannotLoadFailsTheStart(t *testing.T) {
 	})
 }
 
+// Clients wait in the endpoint's backlog since the claim: the probe must not be before
+// them.
+func TestTheProbeAsksWhenTheWorkerSaysThatItServesAndNoEarlier(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.vllm.loadFor = 3 * time.Second
+		begin := time.Now()
+		var asked time.Duration
+		w.probing(func(context.Context) error { asked = time.Since(begin); return nil })
+		w.start()
+		_, last := w.place("p")
+		require.Equal(t, placement.EventReady, last.Event)
+		require.GreaterOrEqual(t, asked, 3*time.Second)
+		require.Less(t, asked, 3200*time.Millisecond)
+	})
+}
+
 func TestAServingEngineThatDiesIsReportedWithinASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *Config) { c.Slots = 1 })

@@ -67,8 +67,7 @@ type Worker interface {
 	LogTail(lines int) string
 }
 
-// Event is one thing a worker said. The loop acts on phases, errors, the death and,
-// once it serves, on states; others are ignored.
+// Event is one thing a worker said: a phase, an error, a state or its death.
 type (
 	Event      = worker.Event
 	PhaseEvent = worker.PhaseEvent
@@ -81,6 +80,9 @@ const (
 	EventState = worker.EventState
 	EventDead  = worker.EventDead
 )
+
+// serving is the state of a worker both of whose halves say that they serve.
+const serving = string(worker.Serving)
 
 // Info is what can be said about a worker at a glance.
 type Info struct {

@@ -57,9 +57,14 @@ func (l *life) start() error {
 	begin := time.Now()
 	ctx, cancel := context.WithCancel(l.ctx)
 	defer cancel()
-	token := make(chan error, 1)
-	l.d.wg.Go(func() { token <- l.d.cfg.Probe(ctx, p.Endpoint, p.Request.Name) })
+	token, asked := make(chan error, 1), false
 	for {
+		// Clients wait in the endpoint's backlog since the claim, and an engine takes one
+		// prompt after the other: whoever is there goes first. A cold engine says nothing.
+		if !asked && (l.cold || l.deaf || l.worker.Info().State == serving) {
+			asked = true
+			l.d.wg.Go(func() { token <- l.d.cfg.Probe(ctx, p.Endpoint, p.Request.Name) })
+		}
 		select {
 		case err := <-token:
 			if err != nil && l.ctx.Err() == nil {
