@@ -45,7 +45,7 @@ func TestRequestToTheSocketOfAStoppedAgentStartsItAndIsAnswered(t *testing.T) {
 func TestRestartsOfTheAgentUnderLoadRefuseNobodyAndLoseNothing(t *testing.T) {
 	f := theFleet(t)
 	n := f.nodes[0]
-	unix := load.Ask(t.Context(), 400, func(ctx context.Context) error { _, err := n.agent.Fleet(ctx); return err })
+	unix := load.Ask(t.Context(), 500, func(ctx context.Context) error { _, err := n.agent.Fleet(ctx); return err })
 	tcp := load.Ask(t.Context(), 100, func(ctx context.Context) error { _, err := n.agentTCP.Fleet(ctx); return err })
 	stream := load.Place(t.Context(), f, load.Stream{
 		Base: placement.Request{ID: "restart", Model: "any", Runtime: engineRuntime, Node: n.Name, WaitCapacity: true}, PerSecond: 1, Keep: 8, Patience: 90 * time.Second,

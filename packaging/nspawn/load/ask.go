@@ -25,7 +25,7 @@ const callTime = 30 * time.Second
 
 // maxInFlight bounds the calls of one Ask that wait for their answers: more would
 // only measure this process.
-const maxInFlight = 512
+const maxInFlight = 2048
 
 // Ask calls do so many times a second, and does not wait for an answer before it
 // asks again: a server that stalls meets what came meanwhile. While maxInFlight
