@@ -27,6 +27,7 @@ func startDevEtcd(ctx context.Context, dir string) (*devEtcd, error) {
 	cfg := embed.NewConfig()
 	cfg.Dir, cfg.LogLevel, cfg.TickMs, cfg.ElectionMs = filepath.Join(dir, "etcd"), "error", devTick, devElection
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "1h" // its history would grow for ever
 	client := url.URL{Scheme: "unix", Path: filepath.Join(dir, "etcd.sock")}
 	peer := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}

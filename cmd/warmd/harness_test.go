@@ -213,7 +213,7 @@ func execRuntime(t testing.TB, root, name string, extra ...string) {
 // workerOn is short for the agent's word about one worker.
 type workerOn = agentapi.Worker
 
-func coordClient(t *testing.T, sock string) *coordapi.Client {
+func coordClient(t testing.TB, sock string) *coordapi.Client {
 	t.Helper()
 	c, err := coordapi.NewClient(sock, nil)
 	if err != nil {
@@ -223,7 +223,7 @@ func coordClient(t *testing.T, sock string) *coordapi.Client {
 	return c
 }
 
-func agentClient(t *testing.T, sock string) *agentapi.Client {
+func agentClient(t testing.TB, sock string) *agentapi.Client {
 	t.Helper()
 	c, err := agentapi.NewClient(sock, nil)
 	if err != nil {

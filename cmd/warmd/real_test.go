@@ -36,7 +36,7 @@ type host struct {
 	agentMore, coordMore     []string // further flags
 }
 
-func realRoot(t *testing.T) string {
+func realRoot(t testing.TB) string {
 	t.Helper()
 	if os.Getenv("WARMD_TEST_REAL") == "" {
 		if os.Getenv("CI") == "" {
@@ -58,7 +58,7 @@ func realRoot(t *testing.T) string {
 }
 
 // realModels makes the models of the tests once: opt-125m shapes, and a tiny one.
-func realModels(t *testing.T, dir string) {
+func realModels(t testing.TB, dir string) {
 	t.Helper()
 	for _, m := range []string{"opt-125m", "tiny"} {
 		if out, err := selfCmd("model", "make", filepath.Join(dir, m), "--preset", m).CombinedOutput(); err != nil {
@@ -73,7 +73,7 @@ func selfCmd(args ...string) *exec.Cmd {
 }
 
 // startHost runs etcd, a coordinator and an agent as three processes.
-func startHost(t *testing.T, root, models string, slots int, change ...func(*host)) *host {
+func startHost(t testing.TB, root, models string, slots int, change ...func(*host)) *host {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "warmd-e2e-") // short: Unix socket paths end at 107 bytes
 	if err != nil {
@@ -103,7 +103,7 @@ func startHost(t *testing.T, root, models string, slots int, change ...func(*hos
 	return h
 }
 
-func (h *host) startCoordinator(t *testing.T) {
+func (h *host) startCoordinator(t testing.TB) {
 	t.Helper()
 	etcdURL, err := os.ReadFile(filepath.Join(h.dir, "etcd", "url"))
 	if err != nil {
@@ -115,18 +115,18 @@ func (h *host) startCoordinator(t *testing.T) {
 	eventually(t, 20*time.Second, "coordinator answers", func() error { _, err := h.coord.Fleet(t.Context()); return err })
 }
 
-func (h *host) startEtcd(t *testing.T) {
+func (h *host) startEtcd(t testing.TB) {
 	_ = os.MkdirAll(filepath.Join(h.dir, "etcd"), 0o700)
 	h.etcd, _ = startEtcd(t, filepath.Join(h.dir, "etcd"))
 }
 
-func (h *host) startAgent(t *testing.T) {
+func (h *host) startAgent(t testing.TB) {
 	h.agent = start(t, "agent", h.agentArgs...)
 	h.node = agentClient(t, h.dir+"/agent.sock")
 }
 
 // endEngines leaves nothing running: an agent told to end its engines does it.
-func (h *host) endEngines(t *testing.T) {
+func (h *host) endEngines(t testing.TB) {
 	h.agent.end(syscall.SIGKILL)
 	last := start(t, "last-agent", append(slices.Clone(h.agentArgs), "--end-engines")...)
 	eventually(t, 20*time.Second, "the last agent answers", func() error { _, err := h.node.Node(context.Background()); return err })
@@ -138,7 +138,7 @@ func (h *host) endEngines(t *testing.T) {
 }
 
 // warm waits until n parked workers are idle and returns how long that took.
-func (h *host) warm(t *testing.T, n int, within time.Duration) time.Duration {
+func (h *host) warm(t testing.TB, n int, within time.Duration) time.Duration {
 	t.Helper()
 	return eventually(t, within, fmt.Sprintf("%d warm workers", n), func() error {
 		s, err := h.node.Node(t.Context())
@@ -153,7 +153,7 @@ func (h *host) warm(t *testing.T, n int, within time.Duration) time.Duration {
 }
 
 // joined waits until the coordinator sees the node's exact capacity.
-func (h *host) joined(t *testing.T) {
+func (h *host) joined(t testing.TB) {
 	t.Helper()
 	eventually(t, 20*time.Second, "coordinator sees the node", func() error {
 		f, err := h.coord.Fleet(t.Context())
@@ -169,7 +169,7 @@ func (h *host) joined(t *testing.T) {
 	})
 }
 
-func (h *host) place(t *testing.T, r placement.Request) placement.Placement {
+func (h *host) place(t testing.TB, r placement.Request) placement.Placement {
 	t.Helper()
 	p, err := h.coord.Place(t.Context(), r, "ready", nil)
 	if err != nil {
@@ -178,7 +178,7 @@ func (h *host) place(t *testing.T, r placement.Request) placement.Placement {
 	return p
 }
 
-func (h *host) release(t *testing.T, id string) {
+func (h *host) release(t testing.TB, id string) {
 	t.Helper()
 	if _, err := h.coord.Release(t.Context(), id, 1); err != nil {
 		t.Fatalf("release %s: %v", id, err)
