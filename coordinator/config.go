@@ -38,8 +38,8 @@ type Config struct {
 	EtcdKey  string `toml:"etcd_key"`
 	// Prefix keeps fleets apart that share an etcd. It begins and ends with "/".
 	Prefix string `toml:"etcd_prefix"`
-	// LeaseSeconds is how long a dead coordinator counts as alive (5): what it had not
-	// finished is taken over at most a second later. Below 5 a slow disk under etcd ends
+	// LeaseSeconds is how long a dead coordinator counts as alive (4): what it had not
+	// finished is taken over at most a second later. Below 4 a slow disk under etcd ends
 	// leases of healthy coordinators.
 	LeaseSeconds int `toml:"lease_seconds"`
 	// MaxQueue bounds requests that wait for capacity.
@@ -75,7 +75,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Name: name + "-coordinator", Socket: "/run/warmd/coordinator.sock", Endpoints: []string{"http://127.0.0.1:2379"}, Prefix: "/warmd/",
-		LeaseSeconds: 5, MaxQueue: 1024, NodeGoneSeconds: 600, RetentionHours: 24, LogLevel: "info", Access: access.DefaultGroups(),
+		LeaseSeconds: 4, MaxQueue: 1024, NodeGoneSeconds: 600, RetentionHours: 24, LogLevel: "info", Access: access.DefaultGroups(),
 	}
 }
 
