@@ -42,7 +42,7 @@ type Endpoint struct {
 // Reserve binds a port of the range. The error is a refusal.
 func (p *Ports) Reserve() (*Endpoint, error) {
 	if p.Low == 0 {
-		return p.Bind(0)
+		return p.reserveAny()
 	}
 	p.mu.Lock()
 	start := p.next
@@ -61,13 +61,26 @@ func (p *Ports) Reserve() (*Endpoint, error) {
 		WithHint("widen endpoint_ports in the agent's configuration")
 }
 
+// reserveAny lets the kernel pick until it picks a port that no placement holds: that of
+// a worker that has just ended is free for the kernel, and not yet for us.
+func (p *Ports) reserveAny() (e *Endpoint, err error) {
+	for range 64 {
+		if e, err = p.Bind(0); !errors.Is(err, errHeld) {
+			break
+		}
+	}
+	return e, err
+}
+
+var errHeld = errors.New("another placement has it")
+
 // Bind reserves one port, 0 for any.
 func (p *Ports) Bind(port int) (*Endpoint, error) {
 	p.mu.Lock()
 	taken := port != 0 && p.held[port]
 	p.mu.Unlock()
 	if taken {
-		return nil, fmt.Errorf("bind %s:%d: another placement has it", p.Host, port)
+		return nil, fmt.Errorf("bind %s:%d: %w", p.Host, port, errHeld)
 	}
 	addr, err := net.ResolveTCPAddr("tcp", net.JoinHostPort(p.Host, strconv.Itoa(port)))
 	if err != nil {
@@ -84,7 +97,7 @@ func (p *Ports) Bind(port int) (*Endpoint, error) {
 	}
 	if p.held[got] { // between the look and the bind
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("bind %s:%d: another placement has it", p.Host, got)
+		return nil, fmt.Errorf("bind %s:%d: %w", p.Host, got, errHeld)
 	}
 	p.held[got] = true
 	return &Endpoint{Port: got, host: p.Host, ports: p, file: os.NewFile(uintptr(fd), "endpoint")}, nil

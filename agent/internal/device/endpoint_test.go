@@ -185,3 +185,19 @@ func TestProbeGivesUpOnALastingClientError(t *testing.T) {
 		require.InDelta(t, 3, time.Since(b).Seconds(), 0.5)
 	})
 }
+
+// A worker that has died leaves its port to the kernel before its placement gives it back.
+func TestAPortThatAPlacementStillHoldsIsNotReservedForAnother(t *testing.T) {
+	p := &Ports{Host: "127.0.0.1"}
+	for port := range 1 << 16 {
+		if port%4 < 2 {
+			p.Hold(port)
+		}
+	}
+	for range 50 {
+		e, err := p.Reserve()
+		require.NoError(t, err)
+		defer e.Close()
+		require.GreaterOrEqual(t, e.Port%4, 2)
+	}
+}
