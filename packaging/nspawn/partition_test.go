@@ -46,7 +46,7 @@ var cuts = []struct {
 func partitionedHosts(t *testing.T, f *fleet) {
 	d, stream := newDice(t), f.stream(t, f.id("pa"))
 	var told []*load.Told
-	var took, tookToo, noticed, reconciled []time.Duration
+	var took, withEtcd, noticed, reconciled []time.Duration
 	for round, cut := range cuts[:f.rounds(len(cuts), 1)] {
 		leading := f.after(f.leader(t))
 		f.etcdLeadOn(t, leading)
@@ -67,7 +67,7 @@ func partitionedHosts(t *testing.T, f *fleet) {
 		lost := f.untilLost(t, victim, fault)
 		noticed = append(noticed, lost)
 		if taken := f.untilTakenOver(t, h, victim, fault); victim == leading {
-			tookToo = append(tookToo, taken...)
+			withEtcd = append(withEtcd, taken...)
 		} else {
 			took = append(took, taken...)
 		}
@@ -99,8 +99,8 @@ func partitionedHosts(t *testing.T, f *fleet) {
 	assertBelow(t, lossWithin, noticed, "node loss noticed")
 	assertBelow(t, reconcileWithin, reconciled, "reconciled")
 	assertBelow(t, takeoverWithin, took, "takeover")
-	f.figures("takeover_seconds_after_partition_with_etcd_leader", tookToo)
-	assertBelow(t, takeoverWithin, tookToo, "takeover, with etcd's leader lost, too")
+	f.figures("takeover_seconds_after_partition_with_etcd_leader", withEtcd)
+	assertBelow(t, takeoverWithin, withEtcd, "takeover, with etcd's leader lost, too")
 }
 
 // powerLoss cuts the power of a host and boots it again.

@@ -141,7 +141,7 @@ func TestAStartGoesOnWhereTheOldAgentLeftIt(t *testing.T) {
 		{"it was loading", func(w *world) Worker {
 			f := w.vllm.add("old", "loading")
 			f.placement = "p"
-			time.AfterFunc(time.Second, func() { f.mu.Lock(); defer f.mu.Unlock(); f.serves() })
+			f.servesAfter(time.Second)
 			return f
 		}, loading, true, 0},
 		{"it served before the agent was back", func(w *world) Worker { f := w.vllm.add("old", "serving"); f.placement = "p"; return f }, loading, true, 0},

@@ -168,7 +168,7 @@ func (l *life) view() WorkerView {
 	case r.Placement.State == placement.Ready && r.Placement.Sleeping:
 		v.State = "sleeping"
 	case r.Placement.State == placement.Ready:
-		v.State = "serving"
+		v.State = serving
 	}
 	v.Placement, v.Endpoint, v.Tier = l.e.ID, r.Placement.Endpoint, r.Placement.Tier
 	if l.quarantined != "" {

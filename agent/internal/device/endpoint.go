@@ -95,7 +95,7 @@ func (p *Ports) Bind(port int) (*Endpoint, error) {
 	if p.held == nil {
 		p.held = make(map[int]bool)
 	}
-	if p.held[got] { // between the look and the bind
+	if p.held[got] { // since the look, or by the kernel's choice
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("bind %s:%d: %w", p.Host, got, errHeld)
 	}

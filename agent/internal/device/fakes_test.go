@@ -316,9 +316,17 @@ func (f *fakeWorker) Load(_ context.Context, l Load) error {
 	if after == 0 {
 		f.serves()
 	} else {
-		time.AfterFunc(after, func() { f.mu.Lock(); defer f.mu.Unlock(); f.serves() })
+		f.servesAfter(after)
 	}
 	return nil
+}
+
+func (f *fakeWorker) servesAfter(d time.Duration) {
+	time.AfterFunc(d, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.serves()
+	})
 }
 
 // serves needs f.mu.

@@ -35,14 +35,7 @@ CLI = (
 )
 
 # Modules a parked half needs sooner or later and no import above pulls in. A missing one only costs time at the load.
-WARM = (
-    "vllm.v1.engine.async_llm",
-    "vllm.v1.metrics.loggers",
-    "vllm.v1.executor.uniproc_executor",
-    "uvloop",
-    "msgspec",
-    "anyio._backends._asyncio",  # for the first streamed answer
-)
+WARM = ("vllm.v1.engine.async_llm", "vllm.v1.metrics.loggers", "vllm.v1.executor.uniproc_executor", "uvloop", "msgspec")
 WORKER = {"cpu": ("vllm.v1.worker.cpu_worker", "vllm.v1.executor.multiproc_executor"), "cuda": ("vllm.v1.worker.gpu_worker", "vllm.device_allocator.cumem")}
 
 
