@@ -55,21 +55,21 @@ func (e *Election) Run(ctx context.Context, lead func(ctx context.Context, f sto
 
 // term is one lease, from its grant to its end.
 func (e *Election) term(ctx context.Context, lead func(context.Context, store.Fence)) error {
-	lease, granted, err := e.grant(ctx)
+	lease, granted, began, err := e.grant(ctx)
 	if err != nil {
 		return fmt.Errorf("get a lease: %w", err)
 	}
 	tctx, end := context.WithCancelCause(ctx)
 	var keeping sync.WaitGroup
-	terms := make(chan uint64)
+	terms := make(chan uint64, 1)
 	keeping.Go(func() { end(e.keep(tctx, lease, granted, terms)) })
-	keeping.Go(func() { e.answerRolls(tctx, lease, terms) })
+	keeping.Go(func() { e.answerRolls(tctx, lease, began, terms) })
 	defer func() {
 		end(nil)
 		keeping.Wait()
 		e.part(lease)
 	}()
-	fence, err := e.campaign(tctx, lease)
+	fence, err := e.campaign(tctx, lease, began)
 	if err != nil {
 		if cause := context.Cause(tctx); cause != nil {
 			err = cause
@@ -80,16 +80,17 @@ func (e *Election) term(ctx context.Context, lead func(context.Context, store.Fe
 	return nil
 }
 
-// campaign registers this coordinator and waits until it is the oldest candidate.
+// campaign registers this coordinator, with the term its lease was granted in, and waits
+// until it is the oldest candidate.
 //
 // Not that of etcd's package concurrency: it waits on one watch, and the member that
 // serves it may be stopped or cut off; and it would return as the leader of nothing when
 // its own lease has run out meanwhile.
-func (e *Election) campaign(ctx context.Context, lease clientv3.LeaseID) (store.Fence, error) {
+func (e *Election) campaign(ctx context.Context, lease clientv3.LeaseID, term uint64) (store.Fence, error) {
 	key := fmt.Sprintf("%sleader/%x", e.Prefix, int64(lease))
 	err := e.ask(ctx, func(ctx context.Context) error {
 		_, err := e.Client.Txn(ctx).Then(
-			clientv3.OpPut(e.Prefix+"coordinators/"+e.Instance, e.Name, clientv3.WithLease(lease)),
+			clientv3.OpPut(e.Prefix+"coordinators/"+e.Instance, e.standing(term), clientv3.WithLease(lease)),
 			clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
 				[]clientv3.Op{clientv3.OpPut(key, e.Name, clientv3.WithLease(lease))}, nil),
 		).Commit()

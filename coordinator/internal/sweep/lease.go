@@ -15,26 +15,27 @@ var errLeaseEnded = errors.New("the lease has ended")
 
 func (e *Election) ttl() time.Duration { return time.Duration(e.TTL) * time.Second }
 
-// grant gets a lease, and says when it was asked for: it lives from then on, at least.
-func (e *Election) grant(ctx context.Context) (id clientv3.LeaseID, asked time.Time, err error) {
+// grant gets a lease, and says when it was asked for, since it lives from then on, at
+// least, and in which term of etcd's it was granted.
+func (e *Election) grant(ctx context.Context) (id clientv3.LeaseID, asked time.Time, term uint64, err error) {
 	err = e.ask(ctx, func(ctx context.Context) error {
 		asked = time.Now()
 		got, err := e.Client.Grant(ctx, int64(e.TTL))
 		if err == nil {
-			id = got.ID
+			id, term = got.ID, got.ResponseHeader.GetRaftTerm()
 		}
 		return err
 	})
-	return id, asked, err
+	return id, asked, term, err
 }
 
-// keep renews a lease until ctx ends, and returns when it may have run out. Each
-// renewal tells the term of etcd's that it saw, if anybody listens just then.
+// keep renews a lease until ctx ends, and returns when it may have run out. It tells the
+// terms of etcd's that its renewals see, of which a reader may miss some but the last.
 //
 // Every renewal is a call of its own, short enough for others to follow it. The client's
 // KeepAlive holds a stream to one member: if that is stopped, gRPC takes 12 s to notice,
 // and the lease of a healthy coordinator runs out.
-func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.Time, terms chan<- uint64) error {
+func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.Time, terms chan uint64) error {
 	pause := e.ttl() / 10
 	for {
 		select {
@@ -47,9 +48,10 @@ func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.T
 		case err == nil:
 			renewed, pause = begin, e.ttl()/10
 			select {
-			case terms <- term:
+			case <-terms: // an older one, not read yet
 			default:
 			}
+			terms <- term
 		case errors.Is(err, errLeaseEnded):
 			return err
 		case time.Since(renewed) > e.ttl():

@@ -17,8 +17,8 @@ import (
 // lease its whole time anew, and an election's more (lessor.Promote). Whoever lost etcd's
 // leader and a coordinator in one moment, as with their host, would wait twice for the dead.
 //
-// So each term of etcd begins with a roll call. The value of coordinators/<instance> is a
-// name and, from the first renewal on, a term:
+// So each term of etcd begins with a roll call. The value of coordinators/<instance> ends
+// in a term, and
 //
 //	term(i) = the last term of etcd's that coordinator i saw while its lease lived
 //
@@ -30,8 +30,8 @@ import (
 // standing is what a coordinator writes of itself. The name has no space.
 func (e *Election) standing(term uint64) string { return fmt.Sprintf("%s %d", e.Name, term) }
 
-// termOf reads the term of a standing. Who has just registered has none yet, a coordinator
-// of an older version never, and is not called.
+// termOf reads the term of a standing; a coordinator of an older version writes none, and
+// is not called.
 func termOf(standing string) (term uint64, ok bool) {
 	_, s, _ := strings.Cut(standing, " ")
 	term, err := strconv.ParseUint(s, 10, 64)
@@ -39,11 +39,10 @@ func termOf(standing string) (term uint64, ok bool) {
 }
 
 // answerRolls answers for a lease in each new term, and calls the others after it, until
-// ctx ends. The terms are those that renewals saw. The roll of the first is called, too:
-// all leases of before an outage may be those of the dead.
-func (e *Election) answerRolls(ctx context.Context, lease clientv3.LeaseID, terms <-chan uint64) {
-	var answered uint64
-	var due <-chan time.Time
+// ctx ends. The terms are those that renewals saw; the lease was granted in the first, whose
+// roll is called, too: all leases of before an outage may be those of the dead.
+func (e *Election) answerRolls(ctx context.Context, lease clientv3.LeaseID, first uint64, terms <-chan uint64) {
+	answered, due := first, time.After(e.ttl()*2/5)
 	for {
 		select {
 		case <-ctx.Done():
