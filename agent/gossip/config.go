@@ -139,6 +139,11 @@ func (c Config) library(tr memberlist.Transport, port int, ring *memberlist.Keyr
 	// Six times the least would let a member that few others accuse pass for alive for
 	// 24 s; with twice it has 8 s to object, forty rounds of gossip.
 	lib.SuspicionMaxTimeoutMult = 2
+	// Each of N members sends a word on r = mult*ceil(log10(N+1)) times, to members at
+	// random, so one of them misses it with about e^-r, until a push/pull tells it half a
+	// minute later. The library's 4 makes that one word of 20 for somebody among nine
+	// members, one of 100 among 32.
+	lib.RetransmitMult = 6
 	// With 0 a member refuses a host at a new address until it has probed all others once
 	// more, and so has forgotten the dead: as many seconds as the fleet has members.
 	lib.DeadNodeReclaimTime = reclaimAfter
