@@ -68,7 +68,6 @@ test: build $(PYTOOLS)/ok runtimes ## every test: Go with -race, Python, golden 
 
 test-go: ## Go tests with -race, real etcd, engines of kind exec
 	go test -race -count=1 -timeout 15m -p 1 -skip RealVLLM ./...
-	go test -count=1 -run 'Within[0-9]+Seconds' ./agent/gossip
 
 test-python: $(PYTOOLS)/ok runtimes ## Python tests, and the contract with the oldest and the newest vLLM
 	WARMD_PYTHONS=$(call python,$(VLLM)):$(call python,$(VLLM_OLDEST)) WARMD_TEST_CACHE=$(CACHE)/contract \

@@ -1,8 +1,3 @@
-//go:build !race
-
-// The race detector of Go 1.26 breaks in one of some twenty runs of this many bubbles (a
-// CHECK of its own fails); time in a bubble is the same without it.
-
 package gossip
 
 import (
