@@ -8,6 +8,7 @@ import atexit
 import os
 import signal
 import sys
+import tempfile
 import traceback
 
 import cgroup
@@ -43,7 +44,8 @@ def half_main(zygote, server, worker, role, request, asked):
     import adapter
     import half as halves
 
-    os.environ.update({k: str(v) for k, v in (request.get("env") or {}).items()})
+    os.environ.update({k: str(v) for k, v in request["env"].items()})
+    tempfile.tempdir = None  # the zygote's answer: now there is a TMPDIR of this worker
     spec = request.get("spec") or {}
     if spec.get("cuda_visible_devices") is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(spec["cuda_visible_devices"])

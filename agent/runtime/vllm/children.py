@@ -8,7 +8,9 @@ have been given to anybody else.
 
 import collections
 import os
+import shutil
 import signal
+import tempfile
 import time
 
 import cgroup
@@ -44,6 +46,7 @@ class Children:
         self._emit = emit
         self._by_pid = {}
         self._left = set()  # cgroups of workers that are dead, until nobody is in them
+        self._temps = {}  # of each worker that lives: its folder for temporary files
         self.exits = collections.deque(maxlen=KEPT_EXITS)
 
     def add(self, pid, worker, role, popen=None, socket=None, group=None):
@@ -51,6 +54,20 @@ class Children:
         start = process.start_time(pid)
         self._by_pid[pid] = Child(pid, start, worker, role, popen, socket, group)
         return {"pid": pid, "start": start}
+
+    def temp(self, worker, env):
+        """The worker's own folder for temporary files, in TMPDIR of `env` or of ours; it goes when the worker does.
+
+        vLLM leaves six sockets and files there at each start, and a worker is killed, never asked to tidy up.
+        """
+        if worker not in self._temps:
+            self._temps[worker] = tempfile.mkdtemp(prefix=f"warmd-{worker}-", dir=env.get("TMPDIR"))
+        return self._temps[worker]
+
+    def clear(self, worker):
+        """Removes the worker's folder, once none of its processes is left."""
+        if not any(c.worker == worker for c in self._by_pid.values()):
+            shutil.rmtree(self._temps.pop(worker, ""), ignore_errors=True)
 
     def find(self, worker, role):
         return next((c for c in self._by_pid.values() if c.worker == worker and c.role == role), None)
@@ -99,6 +116,7 @@ class Children:
                 del self._by_pid[child.pid]
                 if child.group and not any(c.group == child.group for c in self._by_pid.values()):
                     self._left.add(child.group)
+                self.clear(child.worker)
                 self._ended(child, status)
 
     def _ended(self, child, status):

@@ -150,15 +150,17 @@ class Zygote:
             raise Refused("bad_request", "spawn needs env, the whole environment")
         self._refuse_twice(worker, role)
         group = self.cgroups and self.cgroups.worker(worker)
+        env = {**{k: str(v) for k, v in env.items()}, "TMPDIR": self._temp(worker, env)}
         with _open_log(msg) as log:
             try:
                 p = subprocess.Popen(
-                    argv, env={k: str(v) for k, v in env.items()}, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     start_new_session=True, preexec_fn=(lambda: cgroup.join(group)) if group else None,
                 )
             except (OSError, ValueError) as e:
                 if group:
                     cgroup.clear(group)
+                self.children.clear(worker)
                 raise Refused("bad_request", f"cannot start {argv[0]}: {e}") from None
         return self.children.add(p.pid, worker, role, popen=p, group=group)
 
@@ -172,6 +174,8 @@ class Zygote:
         self.check_clean()
         asked = time.monotonic_ns()
         group = self.cgroups and self.cgroups.worker(worker)
+        env = msg.get("env") or {}
+        msg["env"] = {**env, "TMPDIR": self._temp(worker, {**os.environ, **env})}
         with _open_log(msg) as log:
             try:
                 server = control.Server(path)  # made here, so that a connect right after our reply finds it
@@ -191,6 +195,12 @@ class Zygote:
         if group:
             cgroup.join(group, pid)  # it does so itself, too; whoever hears of it now must find it there
         return self.children.add(pid, worker, role, socket=path, group=group)
+
+    def _temp(self, worker, env):
+        try:
+            return self.children.temp(worker, env)
+        except OSError as e:
+            raise Refused("bad_request", f"cannot make a folder for temporary files (TMPDIR): {e}") from None
 
     def _refuse_twice(self, worker, role):
         if self.children.find(worker, role):

@@ -26,7 +26,7 @@ type Footprint struct {
 	ZygoteRSS  int64 `json:"zygote_rss_bytes"`
 	DeviceFree int64 `json:"device_free_bytes"`
 	// Shared are the segments in /dev/shm of the users that run them, Sockets the socket
-	// files below the run folder.
+	// files below the run folder, and in the zygotes' /tmp, which may be private to them.
 	Shared  []string `json:"shared_memory"`
 	Sockets []string `json:"sockets"`
 
@@ -107,7 +107,10 @@ func (w *watch) footprint(ctx context.Context) (Footprint, error) {
 		f.ZygoteFDs += fds(z.PID)
 		f.ZygoteRSS += resident(z.PID)
 		roots, users[owner(z.PID)] = append(roots, z.PID), true
+		f.Sockets = append(f.Sockets, temporary(fmt.Sprintf("/proc/%d/root/tmp", z.PID), owner(z.PID))...)
 	}
+	slices.Sort(f.Sockets)
+	f.Sockets = slices.Compact(f.Sockets) // zygotes may have one /tmp
 	for _, d := range n.Capacity.Devices {
 		f.DeviceFree += d.FreeBytes
 		f.quarantined += d.Quarantined
@@ -196,6 +199,22 @@ func sockets(dir string) []string {
 		}
 		return nil
 	})
+	return out
+}
+
+// temporary lists a user's sockets in a folder for temporary files and in those of its
+// folders that are a worker's.
+func temporary(dir string, user uint32) (out []string) {
+	for _, pattern := range []string{"*", "warmd-*/*"} {
+		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
+		for _, path := range paths {
+			var st syscall.Stat_t
+			if syscall.Lstat(path, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFSOCK && st.Uid == user {
+				rel, _ := filepath.Rel(filepath.Dir(dir), path)
+				out = append(out, rel)
+			}
+		}
+	}
 	return out
 }
 

@@ -82,4 +82,8 @@ func TestWhatAProcessHoldsIsRead(t *testing.T) {
 	t.Chdir(dir) // a socket's path holds 107 bytes
 	require.NoError(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: "rt/v.1/zygote.sock"}))
 	assert.Equal(t, []string{"rt/v.1/zygote.sock"}, sockets(dir))
+	me := uint32(os.Getuid())
+	assert.Empty(t, temporary(dir, me), "none of it is where engines leave theirs")
+	assert.Equal(t, []string{"v.1/zygote.sock"}, temporary(filepath.Join(dir, "rt/v.1"), me))
+	assert.Empty(t, temporary(filepath.Join(dir, "rt/v.1"), me+1), "another user's")
 }

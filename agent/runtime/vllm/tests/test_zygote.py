@@ -45,7 +45,22 @@ def test_another_protocol_is_refused(exec_zygote):
 def test_a_spawned_process_has_the_environment_it_was_given_and_no_other(exec_zygote):
     n = spawn(exec_zygote, ["/usr/bin/env"], env={"A": "1", "B": "two words"})
     exit_of(exec_zygote, n)
-    assert sorted(drive.tail(os.path.join(exec_zygote.dir, "log")).splitlines()) == ["A=1", "B=two words"]
+    a, b, temp = sorted(drive.tail(os.path.join(exec_zygote.dir, "log")).splitlines())
+    assert (a, b, temp.partition("=")[0]) == ("A=1", "B=two words", "TMPDIR")
+
+
+def test_temporary_files_go_with_the_last_process_of_their_worker(exec_zygote):
+    one = spawn(exec_zygote, FOREVER, role="engine")
+    two = spawn(exec_zygote, ["/bin/sh", "-c", 'mkdir "$TMPDIR"/a && touch "$TMPDIR"/a/b && echo "$TMPDIR"'], role="api")
+    exit_of(exec_zygote, two), exit_of(exec_zygote, one)
+    folder = drive.tail(os.path.join(exec_zygote.dir, "log"))
+    assert os.path.dirname(folder) == exec_zygote.dir and not os.path.exists(folder)
+
+
+def test_a_folder_for_temporary_files_that_is_not_there_is_named(exec_zygote):
+    with pytest.raises(client.Failed, match="TMPDIR.*no/such/folder") as e:
+        spawn(exec_zygote, FOREVER, env={"TMPDIR": "/no/such/folder"})
+    assert e.value.code == "bad_request"
 
 
 def test_a_spawned_process_leads_its_own_session(exec_zygote):
