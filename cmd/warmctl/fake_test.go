@@ -38,6 +38,7 @@ type fake struct {
 	workers    []agentapi.Worker
 	status     coordapi.Status
 	drains     []string
+	traces     []placement.Trace // the next answers, in place of the fixed ones
 	headers    map[string]string // of every answer of the coordinator
 	clock      time.Time         // of both servers
 }
@@ -101,6 +102,11 @@ func (f *fake) routes(role string) http.Handler {
 		p, err := f.find(r, local)
 		if err != nil {
 			return nil, err
+		}
+		if len(f.traces) > 0 {
+			next := f.traces[0]
+			f.traces = f.traces[1:]
+			return next, nil
 		}
 		t := fakeTrace(p.ID)
 		if p.ID == "p-aab2" { // a start that loaded longer, and had no coordinator

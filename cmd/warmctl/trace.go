@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -17,7 +18,8 @@ func traceCommand() command {
 		long: `Without ID it lists the traces that are kept, newest first. With ID (a placement id,
 a unique prefix of one, or a served name) it draws the start: first the phases that
 were over before the request, which is what warmth means, then those that the
-request waited for, each with the process that did it. -o json has every span.
+request waited for, each with the process that did it. -o json has every span. Of a
+start that was a moment ago it waits up to 2.5 s for the engine's last spans.
 
 diff A B compares two starts phase by phase and lists what got slower first. --stats
 gives percentiles of every phase over all kept starts that came to a first token, for
@@ -49,7 +51,7 @@ each model, node and tier.`,
 			case n == 0:
 				return listTraces(c)
 			}
-			t, who, err := oneTrace(c, c.args[0])
+			t, who, err := wholeTrace(c, c.args[0])
 			if err != nil || c.json {
 				return orJSON(c, t, err)
 			}
@@ -57,6 +59,25 @@ each model, node and tier.`,
 			c.footnotes(who)
 			return nil
 		},
+	}
+}
+
+// spansDue is how long after a start an engine's last spans come: it sends every 2 s.
+const spansDue = 2500 * time.Millisecond
+
+// wholeTrace waits for the last spans of a start that was a moment ago: a picture
+// without them would show everything but where the time went.
+func wholeTrace(c *call, key string) (placement.Trace, answerer, error) {
+	t, who, err := oneTrace(c, key)
+	age := c.Now().Sub(t.Begin) - time.Duration(t.Total*float64(time.Second))
+	if err != nil || t.Total == 0 || age < 0 || age >= spansDue {
+		return t, who, err
+	}
+	select {
+	case <-c.ctx.Done():
+		return t, who, err
+	case <-time.After(spansDue - age):
+		return oneTrace(c, key)
 	}
 }
 
