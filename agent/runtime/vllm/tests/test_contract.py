@@ -42,12 +42,19 @@ class Traces:
                 except OSError:
                     pass  # it just ended
 
+    def temporary(self):
+        """The files of the pair's own folder for temporary files, the folder itself first."""
+        top = self.pair.zygote.dir
+        folders = [os.path.join(top, n) for n in os.listdir(top) if n.startswith(f"warmd-{self.pair.name}-")]
+        return folders + [n for f in folders for n in os.listdir(f)]
+
     def assert_gone(self):
         for n in self.processes:
             ended(n)
         assert [p for p in self.shm if os.path.exists(p)] == []
         left = [n for n in os.listdir(self.pair.dir) if not n.endswith(".log")]
         assert [n for n in left if n.endswith(".sock")] == []
+        assert self.temporary() == []
 
 
 @pytest.fixture
@@ -188,6 +195,7 @@ def test_kill_9_of_one_half_ends_the_pair_and_leaves_nothing(pair, models, victi
         pair.load(flags(models["tiny-opt"]))
         pair.ask()
     traces = Traces(pair)
+    assert len(traces.temporary()) == 1 if when == "parked" else len(traces.temporary()) > 4  # vLLM's sockets among them
     os.kill(getattr(pair, f"{victim}_name")["pid"], signal.SIGKILL)
     engine, api = pair.wait_exits()
     first, second = (engine, api) if victim == "engine" else (api, engine)
