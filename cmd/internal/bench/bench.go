@@ -10,7 +10,7 @@
 // Reading order: bench.go (the contract of an arm, the rounds), ask.go (the client),
 // vllm.go and placed.go (the arms), stages.go (where the time went), report.go and
 // svg.go; pages.go and python.go check what must be alike before anything is timed;
-// swap.go and leak.go are the other benchmark.
+// swap.go, footprint.go and leak.go are the other benchmark.
 package bench
 
 import (
