@@ -62,7 +62,7 @@ each model, node and tier.`,
 	}
 }
 
-// spansDue is how long after a start an engine's last spans come: it sends every 2 s.
+// spansDue is how long after a start an engine's last spans come: otlp.Env has it send every 2 s.
 const spansDue = 2500 * time.Millisecond
 
 // wholeTrace waits for the last spans of a start that was a moment ago: a picture

@@ -65,9 +65,11 @@ class Children:
         return self._temps[worker]
 
     def clear(self, worker):
-        """Removes the worker's folder, once none of its processes is left."""
-        if not any(c.worker == worker for c in self._by_pid.values()):
-            shutil.rmtree(self._temps.pop(worker, ""), ignore_errors=True)
+        """Removes the worker's folder, once none of its processes is left. Says whether that is so."""
+        if any(c.worker == worker for c in self._by_pid.values()):
+            return False
+        shutil.rmtree(self._temps.pop(worker, ""), ignore_errors=True)
+        return True
 
     def find(self, worker, role):
         return next((c for c in self._by_pid.values() if c.worker == worker and c.role == role), None)
@@ -114,9 +116,8 @@ class Children:
             _, status = os.waitpid(info.si_pid, 0)
             if child:  # else an orphan of a worker, given to us as the subreaper
                 del self._by_pid[child.pid]
-                if child.group and not any(c.group == child.group for c in self._by_pid.values()):
+                if self.clear(child.worker) and child.group:
                     self._left.add(child.group)
-                self.clear(child.worker)
                 self._ended(child, status)
 
     def _ended(self, child, status):

@@ -37,7 +37,8 @@ class Zygote:
         argv += ["--cgroups"] if group else []
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                argv, env={**env, "TMPDIR": self.dir}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.dir,
+                argv, env={**env, "TMPDIR": self.dir}, cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
                 preexec_fn=(lambda: cgroup.join(group)) if group else None,
             )
         self.children, self.pairs = [], 0

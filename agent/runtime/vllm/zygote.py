@@ -150,8 +150,8 @@ class Zygote:
             raise Refused("bad_request", "spawn needs env, the whole environment")
         self._refuse_twice(worker, role)
         group = self.cgroups and self.cgroups.worker(worker)
-        env = {**{k: str(v) for k, v in env.items()}, "TMPDIR": self._temp(worker, env)}
         with _open_log(msg) as log:
+            env = {**{k: str(v) for k, v in env.items()}, "TMPDIR": self._temp(worker, env)}
             try:
                 p = subprocess.Popen(
                     argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -175,11 +175,12 @@ class Zygote:
         asked = time.monotonic_ns()
         group = self.cgroups and self.cgroups.worker(worker)
         env = msg.get("env") or {}
-        msg["env"] = {**env, "TMPDIR": self._temp(worker, {**os.environ, **env})}
         with _open_log(msg) as log:
+            msg["env"] = {**env, "TMPDIR": self._temp(worker, {**os.environ, **env})}
             try:
                 server = control.Server(path)  # made here, so that a connect right after our reply finds it
             except OSError as e:
+                self.children.clear(worker)
                 raise Refused("bad_request", str(e)) from None
             sys.stdout.flush()
             sys.stderr.flush()
@@ -187,6 +188,7 @@ class Zygote:
                 pid = os.fork()
             except OSError as e:
                 server.close()
+                self.children.clear(worker)
                 raise Refused("internal", f"cannot fork: {e}") from None
             if pid == 0:
                 born.leave_home(self.server, (self._child_r, self._child_w), log.fileno(), group)
