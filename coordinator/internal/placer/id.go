@@ -21,3 +21,12 @@ func newID(now time.Time) string {
 	}
 	return string(b)
 }
+
+// freshID is one that no start of this placer has. The caller holds p.mu.
+func (p *Placer) freshID() string {
+	for now := time.Now(); ; now = now.Add(time.Millisecond) {
+		if id := newID(now); p.byID[id] == nil {
+			return id
+		}
+	}
+}

@@ -66,11 +66,7 @@ func (s *start) run(ctx context.Context) {
 				s.refuse(ctx, s.known(ctx, refusal))
 				return
 			}
-			switch refusal = s.write(ctx, c); {
-			case refusal == nil:
-			case refusal.Code == errRetry:
-				continue
-			default:
+			if refusal = s.write(ctx, c); refusal != nil {
 				s.refuse(ctx, refusal)
 				return
 			}
@@ -126,9 +122,6 @@ func (s *start) refuse(ctx context.Context, refusal *placement.Error) {
 	}
 }
 
-// errRetry tells run to choose again: the id was taken.
-const errRetry = placement.Code("retry")
-
 // write is step 2: the choice is recorded before any agent hears of it.
 func (s *start) write(ctx context.Context, c placement.Candidate) *placement.Error {
 	begin := time.Now()
@@ -158,19 +151,18 @@ func (s *start) write(ctx context.Context, c placement.Candidate) *placement.Err
 		return nil
 	}
 	got, err := s.p.fx.Create(ctx, rec, store.NoFence)
-	switch {
-	case err == nil:
+	for errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrNotFound) {
+		rec.ID = s.rename() // the slot stays ours, and with it the turn of who has waited
+		got, err = s.p.fx.Create(ctx, rec, store.NoFence)
+	}
+	if err == nil {
 		s.rec = got
 		return nil
-	case errors.Is(err, store.ErrRequestTaken):
-		s.unclaim()
-		return s.found(got)
-	case errors.Is(err, store.ErrExists), errors.Is(err, store.ErrNotFound):
-		s.unclaim()
-		s.rename()
-		return placement.Errorf(errRetry, "%v", err)
 	}
 	s.unclaim()
+	if errors.Is(err, store.ErrRequestTaken) {
+		return s.found(got)
+	}
 	s.p.abandon(s.id)
 	return placement.AsError(err)
 }
@@ -240,12 +232,16 @@ func (s *start) unclaim() {
 	}
 }
 
-// rename takes another id.
-func (s *start) rename() {
+// rename takes another id, and returns it.
+func (s *start) rename() string {
 	p := s.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.byID, s.id)
-	s.id = newID(time.Now())
+	s.id = p.freshID()
 	p.byID[s.id] = s.f
+	if own := p.overlay[s]; own != nil {
+		own.id = s.id
+	}
+	return s.id
 }

@@ -197,7 +197,7 @@ func (p *Placer) Place(r placement.Request) (*Flight, error) {
 	if err := p.admit(); err != nil {
 		return nil, err
 	}
-	s := p.newStart(r, newID(time.Now()))
+	s := p.newStart(r, p.freshID())
 	if r.ID != "" {
 		p.byRequest[r.ID] = s.f
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"warmd/coordinator/internal/store"
 	"warmd/placement"
 )
 
@@ -48,6 +49,40 @@ func TestWaitersGetSlotsInTheOrderTheyCame(t *testing.T) {
 		require.NoError(t, err)
 		wg.Wait()
 		assert.Equal(t, []int{0, 1, 2, 3, 4}, order)
+	})
+}
+
+// Two coordinators may choose one id in one millisecond: who notices takes another, and
+// keeps the slot.
+func TestAWaiterWhoseIDIsTakenKeepsItsTurn(t *testing.T) {
+	bubble(t, 1, func(r *rig) {
+		c := r.coordinator("c1")
+		c.fx.Live()
+		holder := c.place(r.t.Context(), opt("holder"))
+		require.NoError(t, holder.err)
+		var first, second outcome
+		var wg sync.WaitGroup
+		wg.Go(func() { first = c.place(r.t.Context(), waiting("req-1", 60)) })
+		synctest.Wait()
+		wg.Go(func() { second = c.place(r.t.Context(), waiting("req-2", 60)) })
+		synctest.Wait()
+		c.mu.Lock()
+		taken := c.queue[0].id
+		c.mu.Unlock()
+		_, err := r.mem.Create(r.t.Context(), store.Record{Placement: placement.Placement{ID: taken, State: placement.Released}}, store.NoFence)
+		require.NoError(t, err)
+		_, err = r.agents[0].Release(holder.ID)
+		require.NoError(t, err)
+		synctest.Wait()
+		served := r.agents[0].Held()[0].ID
+		_, err = r.agents[0].Release(served)
+		require.NoError(t, err)
+		wg.Wait()
+		require.NoError(t, first.err)
+		require.NoError(t, second.err)
+		assert.Equal(t, served, first.ID)
+		assert.NotEqual(t, taken, first.ID)
+		assert.Equal(t, []string{"queued", "assigned", "accepted", "ready"}, first.events)
 	})
 }
 
