@@ -41,6 +41,7 @@ func TestAClaimTakesTheParkedWorkerAndTheSlotIsRefilled(t *testing.T) {
 		require.NotNil(t, w.vllm.worker("w1").loads[0].Listener)
 		require.Equal(t, 1, w.device().Busy)
 		require.Equal(t, map[string]int{"vllm": 1}, w.device().Warm, "one slot is free: one worker is parked")
+		synctest.Wait() // the answer comes before the record
 		require.NotContains(t, w.journal.parked, "w1")
 		require.Equal(t, "w1", w.journal.recs["p"].Placement.Worker)
 	})

@@ -40,6 +40,7 @@ func TestAReadyModelSleepsAndWakesWithATrace(t *testing.T) {
 		require.Equal(t, []string{"sleeping"}, w.states())
 		require.Equal(t, map[string]string{"p": p.Request.Key()}, w.device().Sleeping)
 		require.Equal(t, 1, w.device().Busy, "it keeps its slot")
+		synctest.Wait() // the answer comes before the record
 		require.True(t, w.journal.recs["p"].Placement.Sleeping)
 
 		woken := make(chan error, 2)
