@@ -32,6 +32,7 @@ func Dial(c DialConfig) (*Client, error) {
 			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: dialTime,
 		}),
+		grpc.WithChainUnaryInterceptor(passLeaderless),
 	}
 	if c.TLS != nil {
 		options = append(options, grpc.WithTransportCredentials(rotating{credentials.NewTLS(c.TLS()), c.TLS}))

@@ -274,6 +274,6 @@ func (s *Etcd) explain(ctx context.Context, err error) error {
 		return placement.Errorf(placement.CodeUnavailable, "reach etcd (%s): %v", at, err).
 			WithHint("check the coordinator's etcd user and its role on %s", s.prefix)
 	}
-	return placement.Errorf(placement.CodeUnavailable, "reach etcd (%s): %v", at, err).
+	return placement.Errorf(placement.CodeUnavailable, "reach etcd (%s): %s", at, rpctypes.ErrorDesc(err)).
 		WithHint("check etcd: placing needs it; running models, capacity and nodes do not")
 }

@@ -100,7 +100,8 @@ func (e *Election) renew(ctx context.Context, id clientv3.LeaseID) (term uint64,
 }
 
 func (e *Election) renewOnce(ctx context.Context, id clientv3.LeaseID) (term uint64, err error) {
-	stream, err := clientv3.RetryLeaseClient(e.Client).LeaseKeepAlive(ctx)
+	// A member without a leader refuses at once, and the next one is asked.
+	stream, err := clientv3.RetryLeaseClient(e.Client).LeaseKeepAlive(clientv3.WithRequireLeader(ctx))
 	if err != nil {
 		return 0, err
 	}

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/url"
@@ -88,6 +89,24 @@ func (s *Etcd) Stop() {
 	s.etcd.Server.HardStop() // Close alone waits 7 s for clients that are still connected
 	s.etcd.Close()
 	s.etcd = nil
+}
+
+// LoseLeader makes the server one of two members, of which the other was never there:
+// it goes on answering its clients, and has no quorum and no leader any more.
+func (s *Etcd) LoseLeader() {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := s.Client().MemberAdd(ctx, []string{"http://127.0.0.1:1"}); err != nil {
+		s.t.Fatalf("add a member to etcd: %v", err)
+	}
+	for s.etcd.Server.Leader() != 0 {
+		select {
+		case <-ctx.Done():
+			s.t.Fatal("etcd kept its leader for 20 s")
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 // Endpoint is what a client dials.
