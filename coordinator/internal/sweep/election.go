@@ -106,11 +106,7 @@ func (e *Election) campaign(ctx context.Context, lease clientv3.LeaseID, term ui
 	left := make(chan struct{}, 1)
 	watching.Go(func() { _ = e.watch(ctx, "leader/", func() { poke(left) }) })
 	for {
-		var got *clientv3.GetResponse
-		err := e.ask(ctx, func(ctx context.Context) (err error) {
-			got, err = e.Client.Get(ctx, e.Prefix+"leader/", clientv3.WithFirstCreate()...)
-			return err
-		})
+		got, err := e.read(ctx, "leader/", clientv3.WithFirstCreate()...)
 		if err == nil && len(got.Kvs) > 0 && string(got.Kvs[0].Key) == key {
 			return store.Fence{Key: key, Rev: got.Kvs[0].CreateRevision}, nil
 		}
@@ -131,14 +127,14 @@ const lookPause = time.Second
 func (e *Election) part(lease clientv3.LeaseID) {
 	ctx, cancel := context.WithTimeout(context.Background(), partTime)
 	defer cancel()
-	_, _ = e.Client.Revoke(ctx, lease)
+	_ = e.revoke(ctx, lease)
 }
 
 // Living names the instances that hold a lease now.
 func (e *Election) Living(ctx context.Context) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*partTime)
 	defer cancel()
-	resp, err := e.Client.Get(ctx, e.Prefix+"coordinators/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := e.read(ctx, "coordinators/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +176,7 @@ func (e *Election) watch(ctx context.Context, folder string, gone func()) error 
 func (e *Election) Leader(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, partTime)
 	defer cancel()
-	resp, err := e.Client.Get(ctx, e.Prefix+"leader/", clientv3.WithFirstCreate()...)
+	resp, err := e.read(ctx, "leader/", clientv3.WithFirstCreate()...)
 	if err != nil || len(resp.Kvs) == 0 {
 		return "", err
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -118,14 +119,15 @@ func (e *Election) renewOnce(ctx context.Context, id clientv3.LeaseID) (term uin
 	return got.Header.GetRaftTerm(), nil
 }
 
-// askTries is how many members are asked before a call is given up.
-const askTries = 3
+// askTimes bound the tries of a call: the client goes on to another member, for one that
+// is stopped, or back from a partition and not heard yet, would take all the time there is.
+// Each is longer than the last, for an etcd that is slow as a whole.
+var askTimes = []time.Duration{500 * time.Millisecond, time.Second, 1500 * time.Millisecond}
 
-// ask makes a call that may be made twice, with little time for each try: the client
-// goes on to another member, and one that is stopped would take all the time there is.
+// ask makes a call that may be made twice.
 func (e *Election) ask(ctx context.Context, call func(context.Context) error) (err error) {
-	for range askTries {
-		try, cancel := context.WithTimeout(ctx, partTime)
+	for _, t := range askTimes {
+		try, cancel := context.WithTimeout(ctx, t)
 		err = call(try)
 		cancel()
 		if err == nil || ctx.Err() != nil {
@@ -133,4 +135,23 @@ func (e *Election) ask(ctx context.Context, call func(context.Context) error) (e
 		}
 	}
 	return err
+}
+
+func (e *Election) read(ctx context.Context, folder string, opts ...clientv3.OpOption) (got *clientv3.GetResponse, err error) {
+	err = e.ask(ctx, func(ctx context.Context) (err error) {
+		got, err = e.Client.Get(ctx, e.Prefix+folder, opts...)
+		return err
+	})
+	return got, err
+}
+
+// revoke ends a lease, whoever holds it, and what is kept by it.
+func (e *Election) revoke(ctx context.Context, id clientv3.LeaseID) error {
+	return e.ask(ctx, func(ctx context.Context) error {
+		_, err := e.Client.Revoke(ctx, id)
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return nil // somebody else did, or it ran out
+		}
+		return err
+	})
 }

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -77,11 +76,7 @@ func (e *Election) answer(ctx context.Context, lease clientv3.LeaseID, term uint
 // callRoll revokes the leases of all who did not answer in a term. It does nothing when
 // that term is over: the next one has a roll call of its own.
 func (e *Election) callRoll(ctx context.Context, own clientv3.LeaseID, term uint64) error {
-	var got *clientv3.GetResponse
-	err := e.ask(ctx, func(ctx context.Context) (err error) {
-		got, err = e.Client.Get(ctx, e.Prefix+"coordinators/", clientv3.WithPrefix())
-		return err
-	})
+	got, err := e.read(ctx, "coordinators/", clientv3.WithPrefix())
 	if err != nil || got.Header.RaftTerm != term {
 		return err
 	}
@@ -92,14 +87,7 @@ func (e *Election) callRoll(ctx context.Context, own clientv3.LeaseID, term uint
 			continue
 		}
 		e.Log.Warn("a coordinator is silent since etcd has a new leader: its lease is revoked", "instance", path.Base(string(kv.Key)), "term", term)
-		err := e.ask(ctx, func(ctx context.Context) error {
-			_, err := e.Client.Revoke(ctx, lease)
-			if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-				return nil // somebody else called it, or it ran out
-			}
-			return err
-		})
-		errs = append(errs, err)
+		errs = append(errs, e.revoke(ctx, lease))
 	}
 	return errors.Join(errs...)
 }
