@@ -8,8 +8,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // Pauses between two members that have no leader.
@@ -20,7 +18,7 @@ const (
 
 // errLeaderless says more than that time is up; the client would ask again after any
 // error of etcd's own, and say just that.
-var errLeaderless = status.Error(codes.FailedPrecondition, "no member has a leader: more than half of them must reach each other")
+var errLeaderless = errors.New("no member has a leader: more than half of them must reach each other")
 
 // passLeaderless goes on to the next member when one has no leader: it was cut off, or
 // is back and the others have not called it yet, which takes etcd up to 20 s after a

@@ -55,14 +55,14 @@ func (e *Election) Run(ctx context.Context, lead func(ctx context.Context, f sto
 
 // term is one lease, from its grant to its end.
 func (e *Election) term(ctx context.Context, lead func(context.Context, store.Fence)) error {
-	lease, granted, began, err := e.grant(ctx)
+	lease, began, err := e.grant(ctx)
 	if err != nil {
 		return fmt.Errorf("get a lease: %w", err)
 	}
 	tctx, end := context.WithCancelCause(ctx)
 	var keeping sync.WaitGroup
 	terms := make(chan uint64, 1)
-	keeping.Go(func() { end(e.keep(tctx, lease, granted, terms)) })
+	keeping.Go(func() { end(e.keep(tctx, lease, terms)) })
 	keeping.Go(func() { e.answerRolls(tctx, lease, began, terms) })
 	defer func() {
 		end(nil)

@@ -106,6 +106,33 @@ func TestADeposedSweeperWritesNothing(t *testing.T) {
 	assert.NotEqual(t, fence, next, "and it stands again with a new lease")
 }
 
+// While etcd is away no lease runs out, and nobody could take over. A leader that stood
+// again afterwards would wait for its own old candidacy to run out, and nobody would lead.
+func TestALeaderKeepsItsOfficeThroughALossOfEtcdThatIsLongerThanItsLease(t *testing.T) {
+	etcd := storetest.StartEtcd(t)
+	dialed, err := store.Dial(store.DialConfig{Endpoints: []string{etcd.Endpoint()}}) // connects again within 1 s
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = dialed.Close() })
+	a := stand(t, newElection(dialed, "a", 3))
+	fence := <-a.led
+	etcd.Stop()
+	select {
+	case <-a.lost:
+		t.Fatal("the office was given up")
+	case <-time.After(a.ttl() + time.Second):
+	}
+	etcd.Up()
+	select {
+	case <-a.lost:
+		t.Fatal("the office was given up")
+	case <-time.After(a.ttl() + time.Second): // more than the lease has left
+	}
+	resp, err := etcd.Client().Get(t.Context(), fence.Key)
+	require.NoError(t, err)
+	require.Len(t, resp.Kvs, 1)
+	assert.Equal(t, fence.Rev, resp.Kvs[0].CreateRevision)
+}
+
 // Campaign alone would return with the key of a lease that ended while it waited.
 func TestALeaseThatEndsWhileWaitingDoesNotLead(t *testing.T) {
 	cl := storetest.StartEtcd(t).Client()

@@ -3,7 +3,6 @@ package sweep
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -16,27 +15,30 @@ var errLeaseEnded = errors.New("the lease has ended")
 
 func (e *Election) ttl() time.Duration { return time.Duration(e.TTL) * time.Second }
 
-// grant gets a lease, and says when it was asked for, since it lives from then on, at
-// least, and in which term of etcd's it was granted.
-func (e *Election) grant(ctx context.Context) (id clientv3.LeaseID, asked time.Time, term uint64, err error) {
+// grant gets a lease, and says in which term of etcd's it was granted.
+func (e *Election) grant(ctx context.Context) (id clientv3.LeaseID, term uint64, err error) {
 	err = e.ask(ctx, func(ctx context.Context) error {
-		asked = time.Now()
 		got, err := e.Client.Grant(ctx, int64(e.TTL))
 		if err == nil {
 			id, term = got.ID, got.ResponseHeader.GetRaftTerm()
 		}
 		return err
 	})
-	return id, asked, term, err
+	return id, term, err
 }
 
-// keep renews a lease until ctx ends, and returns when it may have run out. It tells the
-// terms of etcd's that its renewals see, of which a reader may miss some but the last.
+// keep renews a lease until ctx ends, or until etcd says that the lease has: it alone
+// knows. While etcd has no leader no lease runs out, however long its holder hears nothing,
+// and the next leader grants each its time anew. Who gave up by its own clock would stand
+// again behind its own old candidacy, and nobody would lead until that had run out.
+//
+// It tells the terms of etcd's that its renewals see, of which a reader may miss some but
+// the last.
 //
 // Every renewal is a call of its own, short enough for others to follow it. The client's
 // KeepAlive holds a stream to one member: if that is stopped, gRPC takes 12 s to notice,
 // and the lease of a healthy coordinator runs out.
-func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.Time, terms chan uint64) error {
+func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, terms chan uint64) error {
 	pause := e.ttl() / 10
 	for {
 		select {
@@ -44,10 +46,9 @@ func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.T
 			return ctx.Err()
 		case <-time.After(pause):
 		}
-		begin := time.Now()
 		switch term, err := e.renew(ctx, id); {
 		case err == nil:
-			renewed, pause = begin, e.ttl()/10
+			pause = e.ttl() / 10
 			select {
 			case <-terms: // an older one, not read yet
 			default:
@@ -55,8 +56,6 @@ func (e *Election) keep(ctx context.Context, id clientv3.LeaseID, renewed time.T
 			terms <- term
 		case errors.Is(err, errLeaseEnded):
 			return err
-		case time.Since(renewed) > e.ttl():
-			return fmt.Errorf("%w: %w", errLeaseEnded, err)
 		default:
 			pause = e.ttl() / 50
 		}
