@@ -69,7 +69,7 @@ Type=notify
 Restart=always
 RestartSec=500ms
 StateDirectory=etcd-test
-ExecStart=%s --name=%s --data-dir=/var/lib/etcd-test/data --initial-cluster=%s --initial-cluster-state=new --initial-cluster-token=%s --log-level=warn \
+ExecStart=%s --name=%s --data-dir=/var/lib/etcd-test/data --initial-cluster=%s --initial-cluster-state=new --initial-cluster-token=%s --log-level=warn --pre-vote \
   --listen-peer-urls=%[5]s://%[6]s:2380 --initial-advertise-peer-urls=%[5]s://%[2]s:2380 \
   --listen-client-urls=%[5]s://%[6]s:2379 --advertise-client-urls=%[5]s://%[2]s:2379%[7]s
 `, program, h.Name, strings.Join(members, ","), "hosts", scheme, h.Addr, flags), 0o644)

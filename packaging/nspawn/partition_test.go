@@ -49,7 +49,7 @@ func partitionedHosts(t *testing.T, f *fleet) {
 	var took, withEtcd, noticed, reconciled []time.Duration
 	for round, cut := range cuts[:f.rounds(len(cuts), 1)] {
 		leading := f.after(f.leader(t))
-		f.etcdLeadOn(t, leading)
+		f.etcdWhole(t, leading)
 		victim := cut.role(f, t)
 		others := f.others(victim)
 		h, whole := f.watch(t, f.without(victim)...), f.kv

@@ -84,10 +84,35 @@ func (f *fleet) etcdLeader(t testing.TB) (found *node) {
 	return found
 }
 
+// etcdWithin is how long etcd may take to be whole again. A link between two members that
+// was cut may stay silent for as long as it was, once more, since TCP waits ever longer
+// before it tries again; etcd gets on without it, unless a second member goes.
+const etcdWithin = time.Minute
+
+// etcdWhole waits until every two members of etcd hear each other, so that the next
+// fault comes alone: two at a time are the loss of its quorum, which is another test. It
+// leaves the lead on a node.
+func (f *fleet) etcdWhole(t testing.TB, leading *node) {
+	t.Helper()
+	for _, lead := range []*node{f.after(leading), leading} { // each pair has one of them
+		f.etcdLeadOn(t, lead)
+		for _, n := range f.nodes {
+			kv := f.etcd.client(t, n)
+			host.Until(t, etcdWithin, "the member of etcd on "+n.Name+" hears "+lead.Name, func() error {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				_, err := kv.Get(ctx, "/warmd/ping")
+				return err
+			})
+			_ = kv.Close()
+		}
+	}
+}
+
 // etcdLeadOn makes the member of a node lead.
 func (f *fleet) etcdLeadOn(t testing.TB, n *node) {
 	t.Helper()
-	host.Until(t, 20*time.Second, "etcd's leader has moved", func() error {
+	host.Until(t, etcdWithin, "etcd's leader has moved", func() error {
 		now := f.etcdLeader(t)
 		if now == n {
 			return nil
