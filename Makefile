@@ -78,8 +78,10 @@ test-real: build runtimes ## the whole path with real vLLM: place, tokens, fault
 	  go test -count=1 -timeout 20m -v -p 1 -run RealVLLM ./cmd/warmd ./agent/internal/worker
 
 test-hosts: host-tools packages runtimes $(ETCD) ## warmd on booted Debian hosts: systemd-nspawn, as root; prints the figures. HOSTS=REGEX for some of them, WARMD_TEST_SUITE=trixie for systemd 257
-	WARMD_TEST_HOSTS=1 WARMD_CACHE='$(CACHE)' WARMD_TEST_ETCD='$(ETCD)' WARMD_TEST_DEBS='$(CURDIR)/dist/*_$(VERSION)_*.deb' NFPM='$(NFPM)' \
-	  go test -count=1 -timeout 40m -v $(if $(HOSTS),-run '$(HOSTS)') ./packaging/nspawn
+	@set -o pipefail; WARMD_TEST_HOSTS=1 WARMD_CACHE='$(CACHE)' WARMD_TEST_ETCD='$(ETCD)' WARMD_TEST_DEBS='$(CURDIR)/dist/*_$(VERSION)_*.deb' NFPM='$(NFPM)' \
+	  go test -count=1 -timeout 40m -v $(if $(HOSTS),-run '$(HOSTS)') ./packaging/nspawn 2>&1 | tee dist/test-hosts.log || \
+	  { printf '\n%s\n' 'What failed; all of it is in dist/test-hosts.log, with the journals:'; \
+	    grep -E -A6 'Error Trace:|: not within |^ *--- FAIL|^panic: ' dist/test-hosts.log | head -n 100; exit 1; }
 
 host-tools: ## install what boots the hosts, where it is missing (Debian, root)
 	@command -v systemd-nspawn mmdebstrap iptables ip nsenter | wc -l | grep -qx 5 || \
