@@ -293,16 +293,17 @@ def test_a_sleeping_model_turns_requests_away_until_it_wakes(pair, models):
 def test_sleep_waits_for_running_requests_and_gives_up_on_long_ones(pair, models):
     pair.load(flags(models["tiny-opt"]))
     pair.ask()
-    answer = []
-    running = threading.Thread(target=lambda: answer.append(pair.ask(tokens=200)))
-    running.start()
-    await_running(pair)
-    with pytest.raises(client.Failed, match="1 requests still run") as e:
-        pair.api.call("sleep", level=0, grace_ms=0)
-    assert e.value.code == "busy"
-    pair.api.call("sleep", level=0, grace_ms=60000)
-    running.join(60)
-    assert len(answer) == 1 and answer[0]
+    body = {"model": "m", "prompt": "1 2 3", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(f"http://127.0.0.1:{pair.port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as running:
+        assert running.readline().startswith(b"data:")
+        os.kill(pair.engine_name["pid"], signal.SIGSTOP)  # or it might be over before sleep is asked for
+        with pytest.raises(client.Failed, match="1 requests still run") as e:
+            pair.api.call("sleep", level=0, grace_ms=0)
+        assert e.value.code == "busy"
+        os.kill(pair.engine_name["pid"], signal.SIGCONT)
+        pair.api.call("sleep", level=0, grace_ms=60000)
+        assert running.read().endswith(b"[DONE]\n\n")
     pair.api.call("wake")
     pair.ask()
 
