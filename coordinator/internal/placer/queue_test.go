@@ -21,12 +21,18 @@ func waiting(id string, seconds float64) placement.Request {
 	return r
 }
 
+// full is a coordinator, and who holds the only slot.
+func full(r *rig) (*coordinator, outcome) {
+	c := r.coordinator("c1")
+	c.fx.Live()
+	holder := c.place(r.t.Context(), opt("holder"))
+	require.NoError(r.t, holder.err)
+	return c, holder
+}
+
 func TestWaitersGetSlotsInTheOrderTheyCame(t *testing.T) {
 	bubble(t, 1, func(r *rig) {
-		c := r.coordinator("c1")
-		c.fx.Live()
-		holder := c.place(r.t.Context(), opt("holder"))
-		require.NoError(t, holder.err)
+		c, holder := full(r)
 		var mu sync.Mutex
 		var order []int
 		var wg sync.WaitGroup
@@ -56,10 +62,7 @@ func TestWaitersGetSlotsInTheOrderTheyCame(t *testing.T) {
 // keeps the slot.
 func TestAWaiterWhoseIDIsTakenKeepsItsTurn(t *testing.T) {
 	bubble(t, 1, func(r *rig) {
-		c := r.coordinator("c1")
-		c.fx.Live()
-		holder := c.place(r.t.Context(), opt("holder"))
-		require.NoError(t, holder.err)
+		c, holder := full(r)
 		var first, second outcome
 		var wg sync.WaitGroup
 		wg.Go(func() { first = c.place(r.t.Context(), waiting("req-1", 60)) })

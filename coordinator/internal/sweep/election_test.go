@@ -115,18 +115,18 @@ func TestALeaderKeepsItsOfficeThroughALossOfEtcdThatIsLongerThanItsLease(t *test
 	t.Cleanup(func() { _ = dialed.Close() })
 	a := stand(t, newElection(dialed, "a", 3))
 	fence := <-a.led
+	outlive := func() { // more than the lease has left
+		t.Helper()
+		select {
+		case <-a.lost:
+			t.Fatal("the office was given up")
+		case <-time.After(a.ttl() + time.Second):
+		}
+	}
 	etcd.Stop()
-	select {
-	case <-a.lost:
-		t.Fatal("the office was given up")
-	case <-time.After(a.ttl() + time.Second):
-	}
+	outlive()
 	etcd.Up()
-	select {
-	case <-a.lost:
-		t.Fatal("the office was given up")
-	case <-time.After(a.ttl() + time.Second): // more than the lease has left
-	}
+	outlive()
 	resp, err := etcd.Client().Get(t.Context(), fence.Key)
 	require.NoError(t, err)
 	require.Len(t, resp.Kvs, 1)
