@@ -140,15 +140,20 @@ class Pair:
         raise AssertionError(f"no error event; engine log: {tail(self.log('engine'))}")
 
 
-def ask(port, prompt="Hello my name is", tokens=8, path="/v1/completions", timeout=300, stream=False, **fields):
-    """One greedy completion; the text."""
-    body = {"model": "m", "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": stream, **fields}
+def post(port, prompt="Hello my name is", tokens=8, path="/v1/completions", timeout=300, **fields):
+    """Asks for one greedy completion of so many tokens; the open answer."""
+    body = {"model": "m", "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **fields}
     if path == "/v1/completions":
         body["prompt"] = prompt
     else:
         body["messages"] = [{"role": "user", "content": prompt}]
     r = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(r, timeout=timeout) as answer:
+    return urllib.request.urlopen(r, timeout=timeout)
+
+
+def ask(port, stream=False, **fields):
+    """One greedy completion; the text. The fields are those of post."""
+    with post(port, stream=stream, **fields) as answer:
         if stream:
             chunks = [line[6:] for line in answer if line.startswith(b"data: {")]
             return "".join(json.loads(c)["choices"][0]["text"] for c in chunks)

@@ -293,9 +293,7 @@ def test_a_sleeping_model_turns_requests_away_until_it_wakes(pair, models):
 def test_sleep_waits_for_running_requests_and_gives_up_on_long_ones(pair, models):
     pair.load(flags(models["tiny-opt"]))
     pair.ask()
-    body = {"model": "m", "prompt": "1 2 3", "max_tokens": 200, "ignore_eos": True, "stream": True}
-    request = urllib.request.Request(f"http://127.0.0.1:{pair.port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as running:
+    with drive.post(pair.port, tokens=200, stream=True) as running:
         assert running.readline().startswith(b"data:")
         os.kill(pair.engine_name["pid"], signal.SIGSTOP)  # or it might be over before sleep is asked for
         with pytest.raises(client.Failed, match="1 requests still run") as e:
