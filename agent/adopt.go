@@ -16,9 +16,6 @@ import (
 	"warmd/placement"
 )
 
-// adoptTime bounds the meeting of a new agent with the workers of the old one.
-const adoptTime = 2 * time.Second
-
 // relic is a living worker of an earlier agent.
 type relic struct {
 	rec    worker.Record
@@ -26,13 +23,16 @@ type relic struct {
 	err    error
 }
 
-// adopt gives the loops what is there, by the table of the package comment. It
-// ends no worker.
-func (a *Agent) adopt(ctx context.Context) {
+// adopt gives the loops what is there, by the table of the package comment. It has no
+// deadline: every question in it is bounded by itself, and its answer can be done
+// without. An agent that did not get to run for seconds must not conclude that its
+// workers are gone. Nothing is decided when ctx ends.
+func (a *Agent) adopt(ctx context.Context) error {
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, adoptTime)
-	defer cancel()
-	found := a.relics(ctx)
+	found, err := a.relics(ctx)
+	if err != nil {
+		return fmt.Errorf("adopt workers: %w", err)
+	}
 	used := map[string]bool{}
 	for _, r := range a.journal.placements() {
 		e := a.book.Restore(r)
@@ -59,11 +59,12 @@ func (a *Agent) adopt(ctx context.Context) {
 	if len(found) > 0 {
 		a.log.Info("workers of an earlier agent found", "workers", len(found), "took", time.Since(begin))
 	}
+	return nil
 }
 
 // relics finds every living worker: what the runtimes know, and what the journal
 // says besides.
-func (a *Agent) relics(ctx context.Context) map[string]*relic {
+func (a *Agent) relics(ctx context.Context) (map[string]*relic, error) {
 	recs := map[string]worker.Record{}
 	for _, raw := range a.journal.workerRecords() {
 		var rec worker.Record
@@ -71,10 +72,10 @@ func (a *Agent) relics(ctx context.Context) map[string]*relic {
 			recs[rec.ID] = rec
 		}
 	}
-	for name, r := range a.runtimes {
+	for _, r := range a.runtimes {
 		have, err := r.Found(ctx)
 		if err != nil {
-			a.log.Error("find workers", "runtime", name, "err", err)
+			return nil, err
 		}
 		for _, rec := range have {
 			recs[rec.ID] = rec
@@ -99,7 +100,7 @@ func (a *Agent) relics(ctx context.Context) map[string]*relic {
 		})
 	}
 	wg.Wait()
-	return out
+	return out, ctx.Err()
 }
 
 func (a *Agent) reach(ctx context.Context, rec worker.Record) *relic {
@@ -219,6 +220,8 @@ func (a *Agent) adoptIdle(f *relic, parked map[string]device.ParkedRecord) {
 			a.journal.Park(device.ParkedRecord{Worker: f.rec.ID, Device: d.ID(), Runtime: f.rec.Runtime, Record: f.worker.Record()})
 		}
 		d.AdoptParked(f.rec.Runtime, f.worker, f.rec.State == worker.Draining)
+	case f.rec.State == worker.Spawning, f.rec.State == worker.Loading: // Adopt's word for one that has not answered
+		a.deviceOf(f.rec.ID, parked).AdoptParked(f.rec.Runtime, f.worker, true)
 	default:
 		a.quarantine(f, "it is "+string(f.rec.State)+", and this agent does not know what for")
 	}

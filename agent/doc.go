@@ -24,6 +24,7 @@
 //	loading         yes or no      goes on where it was, within its deadline
 //	ending          yes or no      ended
 //	nothing         parked         parked again: an idle worker explains itself
+//	nothing         being forked   ended: nobody waits for it any more, the loop forks another
 //	nothing         anything else  quarantined: it keeps its slot until it is gone
 //
 // With Config.EndEngines (dev mode) the end of Run ends every engine instead.

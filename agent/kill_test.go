@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -213,6 +215,39 @@ func TestAWorkerLostWhileTheAgentWasAwayIsReported(t *testing.T) {
 		return err == nil && p.State == placement.Failed
 	}, 2*time.Second, 10*time.Millisecond)
 	require.Eventually(t, func() bool { return n.device().Free == 2 }, 2*time.Second, 10*time.Millisecond)
+}
+
+// slowLines is a journal that takes its time, as everything does on a host that swaps.
+type slowLines struct{ once sync.Once }
+
+func (l *slowLines) Send(string, map[string]string) error {
+	l.once.Do(func() { <-time.After(3 * time.Second) })
+	return nil
+}
+
+// What takes an agent long when it starts says nothing about its workers: here the
+// last words of a dead engine, for a journal that is slow.
+func TestAnAgentThatStartsSlowlyAdoptsAllTheSame(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nil)
+	kill := n.spawn()
+	for _, id := range []string{"p1", "p2"} {
+		last, err := n.place(id, 1, placement.Request{Model: "tiny", Name: id})
+		require.NoError(t, err)
+		require.Equal(t, placement.EventReady, last.Event, "%+v", last.Error)
+	}
+	p1, err := n.client.Workers(t.Context())
+	require.NoError(t, err)
+	p1 = slices.DeleteFunc(p1, func(w api.Worker) bool { return w.Placement != "p1" })
+	kill()
+	require.NoError(t, syscall.Kill(p1[0].EnginePID, syscall.SIGKILL))
+	n.opt.EngineLines = new(slowLines)
+	n.run(n.cfg)
+	p2, err := n.client.Placement(t.Context(), "p2")
+	require.NoError(t, err)
+	require.Equal(t, placement.Ready, p2.State, p2.Reason)
+	require.NoError(t, device.Probe(t.Context(), p2.Endpoint, "p2"))
+	require.Zero(t, n.device().Quarantined)
 }
 
 // Without its journal the agent cannot explain a serving worker: it is

@@ -38,7 +38,12 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if a.cfg.EndEngines {
 		defer func() { err = errors.Join(err, a.endEngines(base)) }()
 	}
-	a.adopt(ctx)
+	if err := a.adopt(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // ended before it began
+		}
+		return fmt.Errorf("run agent: %w", err)
+	}
 	defer stop("forgotten runtimes", a.endForgotten)()
 	for _, d := range a.devices {
 		defer stop("device "+d.ID(), d.Run)()

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// adoptTime bounds the wait for a half's hello. One that is busy keeps the state
-// of its record until it answers.
+// adoptTime bounds the wait for a half's hello, and for the end of one whose other half
+// is gone. One that is busy keeps the state of its record until it answers.
 const adoptTime = time.Second
 
 // Adopt takes over a worker that an earlier agent started: what Worker.Record
 // returned, or an element of Found. Each process is matched by pid, start time and
 // the life of the host. When one is gone the rest is killed, as the pair rule
-// demands, and the error wraps ErrLost.
+// demands, and once nothing is left the error wraps ErrLost.
 func (r *Runtime) Adopt(ctx context.Context, rec Record) (*Worker, error) {
 	if err := checkID(rec.ID); err != nil {
 		return nil, fmt.Errorf("adopt worker %q: %w", rec.ID, err)
@@ -26,8 +26,10 @@ func (r *Runtime) Adopt(ctx context.Context, rec Record) (*Worker, error) {
 	}
 	living := rec.living()
 	if len(living) < len(rec.procs()) {
-		if !r.extinguish(ctx, rec.Generation, living, rec.group()) {
-			return nil, fmt.Errorf("adopt worker %s: %w, and its rest cannot be killed: %w", rec.ID, ErrLost, ctx.Err())
+		end, cancel := context.WithTimeout(ctx, adoptTime+trackerTime)
+		defer cancel()
+		if !r.extinguish(end, rec.Generation, living, rec.group()) {
+			return nil, fmt.Errorf("adopt worker %s: a half of it is gone, and the rest cannot be killed yet: %w", rec.ID, end.Err())
 		}
 		return nil, fmt.Errorf("adopt worker %s: %w: %d of its %d processes run", rec.ID, ErrLost, len(living), len(rec.procs()))
 	}

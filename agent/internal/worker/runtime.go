@@ -101,6 +101,9 @@ func NewRuntime(cfg RuntimeConfig) *Runtime {
 // once.
 func (r *Runtime) Run(ctx context.Context) error {
 	if err := r.prepare(); err != nil {
+		r.fail(err)
+		r.setDown(true)
+		close(r.found) // nobody waits for a look around that never comes
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
