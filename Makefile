@@ -21,6 +21,8 @@ VLLM    := 0.32.0
 VLLM_OLDEST := 0.26.0
 python   = $(WARMD_TEST_RUNTIMES)/vllm-$(1)/venv/bin/python
 export WARMD_TEST_RUNTIMES := $(CACHE)/runtimes
+# Who reads the end of a log reads what failed, not the last of many journals.
+said     = { printf '\n%s\n' 'What failed; all of it is in dist/$(1).log:'; grep $(2) dist/$(1).log | cut -c1-500 | head -n 100; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help build packages packages-check demo bench test check test-go test-python test-real test-hosts host-tools fmt lint generate runtimes clean
@@ -74,14 +76,14 @@ test-python: $(PYTOOLS)/ok runtimes ## Python tests, and the contract with the o
 	  $(PYTOOLS)/bin/python -m pytest -q -p no:cacheprovider agent/runtime/vllm
 
 test-real: build runtimes ## the whole path with real vLLM: place, tokens, faults, re-adoption
-	WARMD_TEST_REAL=1 WARMD_TEST_PYTHON=$(call python,$(VLLM)) \
-	  go test -count=1 -timeout 20m -v -p 1 -run RealVLLM ./cmd/warmd ./agent/internal/worker
+	@mkdir -p dist; set -o pipefail; WARMD_TEST_REAL=1 WARMD_TEST_PYTHON=$(call python,$(VLLM)) \
+	  go test -count=1 -timeout 20m -v -p 1 -run RealVLLM ./cmd/warmd ./agent/internal/worker 2>&1 | tee dist/test-real.log || \
+	  $(call said,test-real,-E '_test.go:[0-9]+: |^--- FAIL|^panic: ')
 
 test-hosts: host-tools packages runtimes $(ETCD) ## warmd on booted Debian hosts: systemd-nspawn, as root; prints the figures. HOSTS=REGEX for some of them, WARMD_TEST_SUITE=trixie for systemd 257
 	@set -o pipefail; WARMD_TEST_HOSTS=1 WARMD_CACHE='$(CACHE)' WARMD_TEST_ETCD='$(ETCD)' WARMD_TEST_DEBS='$(CURDIR)/dist/*_$(VERSION)_*.deb' NFPM='$(NFPM)' \
 	  go test -count=1 -timeout 40m -v $(if $(HOSTS),-run '$(HOSTS)') ./packaging/nspawn 2>&1 | tee dist/test-hosts.log || \
-	  { printf '\n%s\n' 'What failed; all of it is in dist/test-hosts.log, with the journals:'; \
-	    grep -E -A6 'Error Trace:|: not within |^ *--- FAIL|^panic: ' dist/test-hosts.log | head -n 100; exit 1; }
+	  $(call said,test-hosts,-E -A6 'Error Trace:|: not within |^ *--- FAIL|^panic: ')
 
 host-tools: ## install what boots the hosts, where it is missing (Debian, root)
 	@command -v systemd-nspawn mmdebstrap iptables ip nsenter | wc -l | grep -qx 5 || \
