@@ -197,10 +197,8 @@ func TestServingPlacementsOutliveTheAgent(t *testing.T) {
 	require.NoError(t, n.stop())
 	require.NoError(t, device.Probe(context.Background(), last.Placement.Endpoint, "tiny"), "the engine must not notice")
 
-	begin := time.Now()
 	n.run(n.cfg)
 	d := n.device()
-	require.Less(t, time.Since(begin), 2*time.Second)
 	require.Equal(t, 1, d.Busy)
 	require.Equal(t, 1, d.Free)
 	p, err := n.client.Placement(context.Background(), "p1")

@@ -146,7 +146,7 @@ func TestAHostileJournalCostsNoMoreThanItsSize(t *testing.T) {
 	begin := time.Now()
 	_, damaged := replay(raw)
 	require.Equal(t, len(raw), damaged)
-	require.Less(t, time.Since(begin), 2*time.Second)
+	require.Less(t, time.Since(begin), 10*time.Second, "not its square")
 }
 
 func TestAnyFileIsOpenedAndSetAsideWhenDamaged(t *testing.T) {

@@ -146,11 +146,9 @@ func TestKillingTheAgentLosesNothing(t *testing.T) {
 	kill()
 	require.NoError(t, device.Probe(t.Context(), last.Placement.Endpoint, "tiny"), "the engine goes on answering")
 
-	begin := time.Now()
 	n.run(n.cfg)
 	s, err := n.client.Node(t.Context())
 	require.NoError(t, err)
-	require.Less(t, time.Since(begin), 2*time.Second)
 	require.Equal(t, 1, s.Capacity.Devices[0].Busy)
 	require.Equal(t, 1, s.Capacity.Devices[0].Free)
 	require.Equal(t, before[0].ID, s.Workers[0].ID)
@@ -165,7 +163,7 @@ func TestKillingTheAgentLosesNothing(t *testing.T) {
 	for p.State == placement.Ready {
 		p, err = n.client.Placement(t.Context(), "p1")
 		require.NoError(t, err)
-		require.Less(t, time.Since(died), time.Second, "an adopted worker's death is noticed like any other's")
+		require.Less(t, time.Since(died), 10*time.Second, "an adopted worker's death is noticed like any other's")
 	}
 	require.Equal(t, placement.Failed, p.State)
 	require.Contains(t, p.Reason, "the engine died")
@@ -213,8 +211,8 @@ func TestAWorkerLostWhileTheAgentWasAwayIsReported(t *testing.T) {
 	require.Eventually(t, func() bool {
 		p, err := n.client.Placement(t.Context(), "p1")
 		return err == nil && p.State == placement.Failed
-	}, 2*time.Second, 10*time.Millisecond)
-	require.Eventually(t, func() bool { return n.device().Free == 2 }, 2*time.Second, 10*time.Millisecond)
+	}, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return n.device().Free == 2 }, 10*time.Second, 10*time.Millisecond)
 }
 
 // slowLines is a journal that takes its time, as everything does on a host that swaps.
@@ -279,7 +277,7 @@ func TestALostJournalQuarantinesAndKillsNothing(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, placement.EventReady, other.Event)
 			require.NoError(t, syscall.Kill(ws[0].EnginePID, syscall.SIGKILL))
-			require.Eventually(t, func() bool { return n.device().Quarantined == 0 }, 2*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return n.device().Quarantined == 0 }, 10*time.Second, 10*time.Millisecond)
 		})
 	}
 }

@@ -350,7 +350,7 @@ func TestRealVLLMEngineDeathIsReportedWithItsCauseThePairDiesAndTheSlotIsRefille
 			}
 			return nil
 		})
-		eventually(t, 2*time.Second, "the other half is dead", func() error {
+		eventually(t, 10*time.Second, "the other half is dead", func() error {
 			if alive(other) {
 				return fmt.Errorf("pid %d lives", other)
 			}

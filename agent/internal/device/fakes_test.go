@@ -299,6 +299,8 @@ type fakeWorker struct {
 	sleepErr  error
 }
 
+var errDead = errors.New("it is dead")
+
 func (f *fakeWorker) Load(_ context.Context, l Load) error {
 	f.rt.mu.Lock()
 	err, after := f.rt.loadErr, f.rt.loadFor
@@ -308,6 +310,9 @@ func (f *fakeWorker) Load(_ context.Context, l Load) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.state == "dead" {
+		return errDead
+	}
 	f.loads = append(f.loads, l)
 	if f.placement != "" && f.placement != l.Placement {
 		return errors.New("it has a placement already")
@@ -341,6 +346,9 @@ func (f *fakeWorker) serves() {
 func (f *fakeWorker) Served() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.state == "dead" {
+		return errDead
+	}
 	f.state = "serving"
 	return nil
 }
@@ -348,6 +356,9 @@ func (f *fakeWorker) Served() error {
 func (f *fakeWorker) Sleep(context.Context, time.Duration) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.state == "dead" {
+		return errDead
+	}
 	if f.sleepErr != nil {
 		return f.sleepErr
 	}

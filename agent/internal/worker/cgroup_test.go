@@ -96,7 +96,7 @@ func TestZygoteEndsWhatADeadWorkerLeftWithNoAgentThere(t *testing.T) {
 	rec := w.Record()
 	stop()
 	require.NoError(t, rec.Engine.Signal(syscall.SIGKILL))
-	require.True(t, awaitAll(within(t, 10*time.Second), []Proc{grandchild}, 10*time.Second))
+	require.True(t, awaitAll(soon(t), []Proc{grandchild}, 10*time.Second))
 	requireGone(t, grandchild)
 }
 
@@ -110,10 +110,10 @@ func TestNextAgentEndsWhatADeadWorkerAndADeadZygoteLeft(t *testing.T) {
 	stop()
 	for _, p := range []Proc{zygote, rec.Engine} {
 		require.NoError(t, p.Signal(syscall.SIGKILL))
-		require.True(t, awaitAll(within(t, 10*time.Second), []Proc{p}, 10*time.Second))
+		require.True(t, awaitAll(soon(t), []Proc{p}, 10*time.Second))
 	}
 	requireAlive(t, grandchild)
 	h.run(agent())
-	require.True(t, awaitAll(within(t, 10*time.Second), []Proc{grandchild}, 10*time.Second))
+	require.True(t, awaitAll(soon(t), []Proc{grandchild}, 10*time.Second))
 	requireGone(t, grandchild)
 }

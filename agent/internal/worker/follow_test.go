@@ -97,13 +97,13 @@ func TestLinesOfAWorkerAreNeitherLostNorRepeatedOverAgents(t *testing.T) {
 
 	for i := range 3 { // agents come and go while it prints
 		r, stop = p.agent()
-		_, err := r.Adopt(within(t, 5*time.Second), rec)
+		_, err := r.Adopt(soon(t), rec)
 		require.NoError(t, err)
 		p.print(t, fmt.Sprintf("agent %d\n", i))
 		stop()
 	}
 	r, _ = p.agent()
-	w, err := r.Adopt(within(t, 5*time.Second), rec)
+	w, err := r.Adopt(soon(t), rec)
 	require.NoError(t, err)
 	want := "one|two ?|100%|three and a half|four|agent 0|agent 1|agent 2"
 	p.paper.eventually(t, want)
@@ -116,7 +116,7 @@ func TestLinesOfAWorkerAreNeitherLostNorRepeatedOverAgents(t *testing.T) {
 
 	p.print(t, "last words, cut off")
 	waitFor(t, func() bool { return strings.HasSuffix(w.LogTail(1), "off") })
-	require.NoError(t, w.Stop(within(t, 10*time.Second), 0))
+	require.NoError(t, w.Stop(soon(t), 0))
 	require.Equal(t, want+"|five|six|last words, cut off", p.paper.text(), "told when the worker is gone, not later")
 }
 
@@ -131,10 +131,10 @@ func TestLastWordsOfAWorkerThatDiedWithNoAgentThereAreToldByTheNext(t *testing.T
 	p.print(t, "ERROR no memory\n")
 	waitFor(t, func() bool { return strings.HasSuffix(tail(rec.Log, 1), "memory") })
 	require.NoError(t, rec.Engine.Signal(syscall.SIGKILL))
-	require.True(t, awaitAll(within(t, 10*time.Second), []Proc{rec.Engine}, 10*time.Second))
+	require.True(t, awaitAll(soon(t), []Proc{rec.Engine}, 10*time.Second))
 	for range 2 {
 		r, stop = p.agent()
-		_, err := r.Found(within(t, 5*time.Second))
+		_, err := r.Found(soon(t))
 		require.NoError(t, err)
 		require.Equal(t, "one|ERROR no memory", p.paper.text(), "once")
 		stop()
@@ -152,7 +152,7 @@ func TestParkedWorkersLinesAreNobodysUntilItIsPlaced(t *testing.T) {
 	serve(t, w, "p1")
 	require.Eventually(t, func() bool { return strings.HasPrefix(paper.text(), "while parked") }, 10*time.Second, 5*time.Millisecond, "its start is the placement's")
 	require.Equal(t, "cpu-0", paper.last["device"])
-	require.NoError(t, w.Stop(within(t, 10*time.Second), 0))
+	require.NoError(t, w.Stop(soon(t), 0))
 }
 
 func TestLineLongerThanTheBufferComesInPieces(t *testing.T) {

@@ -128,6 +128,9 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
+// soon is for what must happen: it ends a test that hangs, and says nothing of speed.
+func soon(t *testing.T) context.Context { return within(t, 20*time.Second) }
+
 func (h *host) fork(r *Runtime, id string, env ...string) *Worker {
 	h.t.Helper()
 	spec := ForkSpec{ID: id, Device: DeviceEnv{Kind: "cpu", ID: "cpu-0"}, Env: map[string]string{}}
@@ -157,7 +160,7 @@ func serve(t *testing.T, w *Worker, placement string) string {
 	t.Helper()
 	addr, f := listen(t)
 	defer f.Close()
-	require.NoError(t, w.Load(within(t, 10*time.Second), LoadSpec{Placement: placement, Attempt: 1, Argv: []string{"--model=m"}, Listener: f}))
+	require.NoError(t, w.Load(soon(t), LoadSpec{Placement: placement, Attempt: 1, Argv: []string{"--model=m"}, Listener: f}))
 	waitState(t, w, Serving)
 	return addr
 }
@@ -203,9 +206,9 @@ func waitState(t *testing.T, w *Worker, s State) {
 	}
 }
 
-func waitDead(t *testing.T, w *Worker, d time.Duration) Event {
+func waitDead(t *testing.T, w *Worker) Event {
 	t.Helper()
-	return next(t, w, d, func(e Event) bool { return e.Kind == EventDead })
+	return next(t, w, 20*time.Second, func(e Event) bool { return e.Kind == EventDead })
 }
 
 func waitZygote(t *testing.T, r *Runtime, ok func(RuntimeStatus) bool) RuntimeStatus {

@@ -41,7 +41,7 @@ func TestZombieIsNotAliveAndItsEndIsSeen(t *testing.T) {
 	defer cancel()
 	require.ErrorIs(t, fd.wait(short), context.DeadlineExceeded)
 	require.NoError(t, p.Signal(syscall.SIGKILL))
-	require.NoError(t, fd.wait(within(t, 5*time.Second)), "waiting again after a timeout works")
+	require.NoError(t, fd.wait(soon(t)), "waiting again after a timeout works")
 	require.False(t, p.Alive(), "it was not waited for yet")
 	require.NoError(t, fd.wait(context.Background()), "an end stays seen")
 }
@@ -83,7 +83,7 @@ func TestLauncherTellsHowAUnitEndedAndPassesNoEnvironment(t *testing.T) {
 	require.False(t, ended)
 	s, _ := readStat(p.PID)
 	require.Equal(t, p.PID, s.session, "it leads a session of its own")
-	require.NoError(t, l.Stop(within(t, 5*time.Second), u))
+	require.NoError(t, l.Stop(soon(t), u))
 	require.False(t, p.Alive())
 	require.NoError(t, l.Stop(context.Background(), u))
 

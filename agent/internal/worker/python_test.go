@@ -93,9 +93,9 @@ func TestRealZygoteSpawnsWithTheGivenEnvironmentOnlyAndStopTakesGrandchildren(t 
 	require.Equal(t, 3, w.Record().Attempt)
 	all := sessionMembers(w.Record().Engine)
 	require.GreaterOrEqual(t, len(all), 2)
-	require.NoError(t, w.Stop(within(t, 10*time.Second), 5*time.Second))
+	require.NoError(t, w.Stop(soon(t), 5*time.Second))
 	requireGone(t, all...)
-	require.Equal(t, "stopped", waitDead(t, w, time.Second).Message)
+	require.Equal(t, "stopped", waitDead(t, w).Message)
 }
 
 func TestRealZygoteExplainsAColdDeath(t *testing.T) {
@@ -103,7 +103,7 @@ func TestRealZygoteExplainsAColdDeath(t *testing.T) {
 	r, _ := h.agent()
 	w, err := spawnServer(t, h, r, "crash", "crash")
 	if err == nil {
-		require.Equal(t, "engine process exited with code 2: ValueError: bad flag", waitDead(t, w, 5*time.Second).Message)
+		require.Equal(t, "engine process exited with code 2: ValueError: bad flag", waitDead(t, w).Message)
 	} else {
 		require.ErrorContains(t, err, "ValueError: bad flag") // it was dead before Spawn looked
 	}
@@ -112,10 +112,10 @@ func TestRealZygoteExplainsAColdDeath(t *testing.T) {
 	waitLog(t, w, "ready")
 	all := sessionMembers(w.Record().Engine)
 	require.NoError(t, w.Record().Engine.Signal(syscall.SIGKILL))
-	require.Equal(t, "engine process killed by signal 9", waitDead(t, w, time.Second).Message)
+	require.Equal(t, "engine process killed by signal 9", waitDead(t, w).Message)
 	requireGone(t, all...)
 
-	_, err = r.Spawn(within(t, 10*time.Second), SpawnSpec{ID: "missing", Argv: []string{"/nonexistent/engine"}})
+	_, err = r.Spawn(soon(t), SpawnSpec{ID: "missing", Argv: []string{"/nonexistent/engine"}})
 	require.ErrorContains(t, err, "spawn worker missing: call spawn: bad_request: cannot start /nonexistent/engine")
 	require.NoFileExists(t, r.logPath("missing"))
 }
@@ -136,23 +136,23 @@ func TestRealZygoteMayDieUnderAColdWorker(t *testing.T) {
 	requireAlive(t, all...)
 
 	second, _ := h.agent()
-	found, err := second.Found(within(t, 2*time.Second))
+	found, err := second.Found(soon(t))
 	require.NoError(t, err)
 	require.Len(t, found, 1)
 	require.Equal(t, rec.Engine, found[0].Engine)
 	require.Equal(t, "p1", found[0].Placement)
-	a, err := second.Adopt(within(t, 2*time.Second), found[0])
+	a, err := second.Adopt(soon(t), found[0])
 	require.NoError(t, err)
 	require.Equal(t, Serving, a.Info().State)
 	waitZygote(t, second, isUp)
-	require.NoError(t, a.Stop(within(t, 10*time.Second), 0))
+	require.NoError(t, a.Stop(soon(t), 0))
 	requireGone(t, all...)
 }
 
 func TestExecRuntimeHasNoWarmWorkers(t *testing.T) {
 	h := execHost(t)
 	r, _ := h.agent()
-	_, err := r.Fork(within(t, time.Second), ForkSpec{ID: "w1"})
+	_, err := r.Fork(soon(t), ForkSpec{ID: "w1"})
 	require.ErrorIs(t, err, ErrUnsupported)
 }
 
@@ -180,12 +180,12 @@ func TestRealVLLM(t *testing.T) {
 	require.NoError(t, err)
 	t.Log("zygote and first pair", time.Since(began))
 	began = time.Now()
-	spare, err := first.Fork(within(t, 10*time.Second), ForkSpec{ID: "w2", Device: DeviceEnv{Kind: "cpu", ID: "cpu-0"}})
+	spare, err := first.Fork(soon(t), ForkSpec{ID: "w2", Device: DeviceEnv{Kind: "cpu", ID: "cpu-0"}})
 	require.NoError(t, err)
 	t.Log("second pair", time.Since(began))
 	addr, f := listen(t)
 	began = time.Now()
-	require.NoError(t, w.Load(within(t, 10*time.Second), LoadSpec{
+	require.NoError(t, w.Load(soon(t), LoadSpec{
 		Placement: "p1", Attempt: 1, Listener: f,
 		Argv: []string{"--model", model, "--served-model-name", "m", "--max-model-len", "128", "--dtype", "float32", "--enforce-eager"},
 		Env:  map[string]string{"VLLM_CPU_KVCACHE_SPACE": "1"},
@@ -199,23 +199,21 @@ func TestRealVLLM(t *testing.T) {
 	stop()
 	require.Equal(t, text, complete(t, addr), "the same greedy tokens with no agent")
 	second, _ := h.agent()
-	began = time.Now()
-	w, err = second.Adopt(within(t, 2*time.Second), rec)
+	w, err = second.Adopt(soon(t), rec)
 	require.NoError(t, err)
 	require.Equal(t, Serving, w.Info().State)
-	other, err := second.Adopt(within(t, 2*time.Second), spare.Record())
+	other, err := second.Adopt(soon(t), spare.Record())
 	require.NoError(t, err)
 	require.Equal(t, Warm, other.Info().State)
-	require.Less(t, time.Since(began), 2*time.Second)
 	all := append(sessionMembers(rec.Engine), sessionMembers(rec.API)...)
 	require.NoError(t, rec.Engine.Signal(syscall.SIGKILL))
-	require.Equal(t, "engine killed by signal 9", waitDead(t, w, 2*time.Second).Message)
+	require.Equal(t, "engine killed by signal 9", waitDead(t, w).Message)
 	requireGone(t, all...)
 
 	_, f = listen(t)
 	defer f.Close()
-	require.NoError(t, other.Load(within(t, 10*time.Second), LoadSpec{Placement: "p2", Attempt: 1, Listener: f, Argv: []string{"--model", "/nonexistent/model"}}))
-	t.Log(waitDead(t, other, time.Minute).Message)
+	require.NoError(t, other.Load(soon(t), LoadSpec{Placement: "p2", Attempt: 1, Listener: f, Argv: []string{"--model", "/nonexistent/model"}}))
+	t.Log(waitDead(t, other).Message)
 }
 
 // cpuEngine is the environment that a CPU runtime needs to start at all.

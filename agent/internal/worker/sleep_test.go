@@ -48,7 +48,7 @@ func TestSleepIsRefusedWhereItCannotBe(t *testing.T) {
 	require.ErrorAs(t, busy.Sleep(t.Context(), time.Millisecond), &said)
 	require.Equal(t, "busy", said.Code)
 
-	cold, err := r.Spawn(within(t, 10*time.Second), SpawnSpec{ID: "w4", Argv: []string{"/bin/sleep", "1000"}, Env: os.Environ(), Placement: "p4", Attempt: 1})
+	cold, err := r.Spawn(soon(t), SpawnSpec{ID: "w4", Argv: []string{"/bin/sleep", "1000"}, Env: os.Environ(), Placement: "p4", Attempt: 1})
 	require.NoError(t, err)
 	require.NoError(t, cold.Served())
 	require.ErrorIs(t, cold.Sleep(t.Context(), 0), errors.ErrUnsupported)
@@ -67,7 +67,7 @@ func TestANewAgentKnowsWhatSleeps(t *testing.T) {
 
 	r, _ = h.agent()
 	rec.State = Serving // a record that is behind: the half knows better
-	w, err := r.Adopt(within(t, 10*time.Second), rec)
+	w, err := r.Adopt(soon(t), rec)
 	require.NoError(t, err)
 	require.Equal(t, Sleeping, w.Info().State)
 	_, err = w.Wake(t.Context())
@@ -82,6 +82,6 @@ func TestASleepingWorkerIsStoppedAtOnce(t *testing.T) {
 	serve(t, w, "p1")
 	require.NoError(t, w.Sleep(t.Context(), 0))
 	begin := time.Now()
-	require.NoError(t, w.Stop(within(t, 10*time.Second), time.Minute))
+	require.NoError(t, w.Stop(soon(t), time.Minute))
 	require.Less(t, time.Since(begin), 10*time.Second)
 }

@@ -21,7 +21,7 @@ func TestStormOfKilledZygotesAndAgentsLosesNoProcess(t *testing.T) {
 		r, stop := h.agent()
 		waitZygote(t, r, isUp)
 		for id, rec := range kept {
-			if _, err := r.Adopt(within(t, 5*time.Second), rec); err != nil {
+			if _, err := r.Adopt(soon(t), rec); err != nil {
 				require.ErrorIs(t, err, ErrLost, id)
 				delete(kept, id)
 			}
@@ -70,7 +70,7 @@ func TestStormOfKilledZygotesAndAgentsLosesNoProcess(t *testing.T) {
 		stop()
 	}
 	r, _ := h.agent()
-	found, err := r.Found(within(t, 5*time.Second))
+	found, err := r.Found(soon(t))
 	require.NoError(t, err)
 	living := map[string]bool{}
 	for _, rec := range found {
