@@ -145,7 +145,9 @@ func (r *Runtime) ask(ctx context.Context, n int) []child {
 	if c == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, discoverTime/2)
+	// It greeted a moment ago: only a host that is busy makes it late, and a child that
+	// left no record is known to nobody else.
+	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	kids, err := c.children(ctx)
 	if err != nil {

@@ -56,7 +56,9 @@ func (r *Runtime) endWorkers(ctx context.Context) error {
 
 // everything lists living workers, also when Run does not follow the zygotes.
 func (r *Runtime) everything(ctx context.Context) []Record {
-	recs := r.find(ctx)
+	look, cancel := context.WithTimeout(ctx, discoverTime) // what hangs is to be ended, not waited for
+	defer cancel()
+	recs := r.find(look)
 	for _, n := range r.generations() {
 		for _, kid := range r.askAfresh(ctx, n) {
 			recs = append(recs, r.merge(Record{}, n, kid))
