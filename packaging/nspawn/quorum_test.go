@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	refusedWithin = 5 * time.Second
-	backWithin    = 10 * time.Second
+	refusedWithin = 2 * time.Second
+	backWithin    = 3 * time.Second
 )
 
 // lostQuorum kills two members of etcd and keeps them down.

@@ -92,7 +92,7 @@ func (r *Runtime) Found(ctx context.Context) ([]Record, error) {
 	if err := r.lookedAround(ctx); err != nil {
 		return nil, fmt.Errorf("find workers of %s: %w", r.name, err)
 	}
-	return r.find(ctx), nil
+	return r.find(ctx, r.ask), nil
 }
 
 // lookedAround waits until Run knows which generations live; that has precedence
@@ -111,14 +111,15 @@ func (r *Runtime) lookedAround(ctx context.Context) error {
 	}
 }
 
-func (r *Runtime) find(ctx context.Context) []Record {
+// find lists living workers; ask lists what the zygote of a generation forked.
+func (r *Runtime) find(ctx context.Context, ask func(context.Context, int) []child) []Record {
 	var all []Record
 	for _, n := range r.generations() {
 		recs := map[string]Record{}
 		for _, rec := range r.onDisk(ctx, n) {
 			recs[rec.ID] = rec
 		}
-		for _, kid := range r.ask(ctx, n) {
+		for _, kid := range ask(ctx, n) {
 			recs[kid.Worker] = r.merge(recs[kid.Worker], n, kid)
 		}
 		for _, rec := range recs {

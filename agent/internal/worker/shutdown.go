@@ -45,7 +45,7 @@ func (r *Runtime) Shutdown(ctx context.Context) error {
 func (r *Runtime) endWorkers(ctx context.Context) error {
 	var roots []Proc
 	var groups []string
-	for _, rec := range r.everything(ctx) {
+	for _, rec := range r.find(ctx, r.askAfresh) {
 		roots, groups = append(roots, rec.living()...), append(groups, rec.group())
 	}
 	if !r.extinguish(ctx, 0, roots, groups...) {
@@ -54,19 +54,8 @@ func (r *Runtime) endWorkers(ctx context.Context) error {
 	return nil
 }
 
-// everything lists living workers, also when Run does not follow the zygotes.
-func (r *Runtime) everything(ctx context.Context) []Record {
-	look, cancel := context.WithTimeout(ctx, discoverTime) // what hangs is to be ended, not waited for
-	defer cancel()
-	recs := r.find(look)
-	for _, n := range r.generations() {
-		for _, kid := range r.askAfresh(ctx, n) {
-			recs = append(recs, r.merge(Record{}, n, kid))
-		}
-	}
-	return recs
-}
-
+// askAfresh asks for children over a connection of its own: Run need not follow the
+// zygote, and one that hangs is to be ended, not waited for.
 func (r *Runtime) askAfresh(ctx context.Context, n int) (kids []child) {
 	ctx, cancel := context.WithTimeout(ctx, discoverTime)
 	defer cancel()

@@ -219,6 +219,21 @@ func TestMissingPythonIsAProblemNotACrash(t *testing.T) {
 	require.Contains(t, s.Problem, "start zygote fake.1: fork/exec /nonexistent/python: no such file or directory")
 }
 
+// A runtime whose folder cannot be made delays no agent, and says why it has no zygote.
+func TestRuntimeThatCannotBePreparedIsAProblemAndNobodyWaitsForIt(t *testing.T) {
+	h := fakeHost(t)
+	require.NoError(t, os.WriteFile(h.dir+"/run", nil, 0o600))
+	r := h.new()
+	require.ErrorContains(t, r.Run(t.Context()), "prepare runtime fake: mkdir")
+	found, err := r.Found(soon(t))
+	require.NoError(t, err)
+	require.Empty(t, found)
+	s := r.Status()
+	require.Equal(t, ZygoteDown, s.Zygote)
+	require.Contains(t, s.Problem, "prepare runtime fake: mkdir")
+	require.NoError(t, os.Remove(h.dir+"/run"))
+}
+
 func TestImportingZygoteDelaysNeitherFoundNorTheAgent(t *testing.T) {
 	h := fakeHost(t, "FAKE_ZYGOTE_IMPORT=3s")
 	first, stop := h.agent()
