@@ -31,6 +31,28 @@ func TestReleasedSlotIsWarmAgain(t *testing.T) {
 	})
 }
 
+// slowLoop is an Observer that keeps the loop busy once a placement is ready.
+type slowLoop struct{ d *Device }
+
+func (*slowLoop) Started(placement.Tier, float64) {}
+func (s *slowLoop) Ended(string)                  { s.d.post(func() { time.Sleep(time.Second) }) }
+
+func TestWhoHearsThatItIsReadyFindsItServing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := &slowLoop{}
+		w := newWorld(t, func(c *Config) { c.Observe = slow })
+		slow.d = w.d
+		w.start()
+		e, last := w.place("p", cold)
+		require.Equal(t, placement.EventReady, last.Event)
+		states := map[string]string{}
+		for _, x := range w.d.View().Workers {
+			states[x.Placement] = x.State
+		}
+		require.Equal(t, serving, states[e.ID])
+	})
+}
+
 func TestAReleaseDrainsWithinTheGrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)

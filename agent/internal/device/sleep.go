@@ -29,8 +29,9 @@ func (d *Device) Sleep(ctx context.Context, e *Entry, grace time.Duration) (plac
 		return e.Placement(), restError(e.ID, "sleep", err)
 	}
 	l.rested()
+	err = d.ask(ctx, func() {}) // the View first: who hears the event may look
 	d.emit("placement.sleeping", e.ID, e.Placement().Worker, "asleep after %.2f s", time.Since(begin).Seconds())
-	return e.Placement(), d.ask(ctx, func() {}) // the View shows it
+	return e.Placement(), err
 }
 
 // Wake brings the weights back and returns when a token came out: a start of tier
@@ -68,8 +69,9 @@ func (d *Device) Wake(ctx context.Context, e *Entry, traceparent string) (placem
 	t.Phase("first token", "agent", begin, now.Sub(begin))
 	t.Ready(now)
 	d.cfg.Observe.Started(placement.TierSleeping, now.Sub(at).Seconds())
+	err = d.ask(ctx, func() {})
 	d.emit("placement.awake", e.ID, p.Worker, "awake, first token after %.2f s", now.Sub(at).Seconds())
-	return e.Placement(), d.ask(ctx, func() {})
+	return e.Placement(), err
 }
 
 // restless finds the life of a placement that is ready and not ending, once nobody

@@ -212,9 +212,10 @@ func (l *life) ready() error {
 	l.trace.Ready(now)
 	l.d.cfg.Observe.Started(p.Tier, p.StartSeconds)
 	l.d.cfg.Observe.Ended("ready")
-	l.d.post(func() { delete(l.d.backoff, l.claim.Runtime) })
+	// The View first, then the event, then the line: who hears of it may look.
+	_ = l.d.ask(l.ctx, func() { delete(l.d.backoff, l.claim.Runtime) })
 	l.d.emit("placement.ready", p.ID, p.Worker, "%s in %.2f s (%s), endpoint %s", p.Request.Name, p.StartSeconds, p.Tier, p.Endpoint)
-	l.line(placement.EventReady, "") // last: who hears it may look for the event
+	l.line(placement.EventReady, "")
 	return nil
 }
 
