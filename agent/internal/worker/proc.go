@@ -131,7 +131,9 @@ type stat struct {
 	threads              int
 }
 
-func (s stat) zombie() bool { return s.state == 'Z' || s.state == 'X' }
+// zombie reports whether all of it has ended. The first thread is a zombie before the
+// others, and a CUDA context takes them 0.2 s to tear down: until then the device is held.
+func (s stat) zombie() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
 
 // readStat reports false when there is no such process.
 func readStat(pid int) (stat, bool) {

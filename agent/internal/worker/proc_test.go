@@ -46,6 +46,23 @@ func TestZombieIsNotAliveAndItsEndIsSeen(t *testing.T) {
 	require.NoError(t, fd.wait(context.Background()), "an end stays seen")
 }
 
+func TestAProcessRunsUntilItsLastThreadHasEnded(t *testing.T) {
+	code := "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(1000,)).start(); ctypes.CDLL(None).pthread_exit(None)"
+	cmd := exec.Command("python3", "-c", code)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	p, ok := FindProc(cmd.Process.Pid)
+	require.True(t, ok)
+	require.Eventually(t, func() bool { s, ok := readStat(p.PID); return ok && s.state == 'Z' }, 20*time.Second, time.Millisecond, "its first thread ends")
+	require.True(t, p.Alive())
+	fd, err := p.open()
+	require.NoError(t, err)
+	defer fd.close()
+	require.NoError(t, p.Signal(syscall.SIGKILL))
+	require.NoError(t, fd.wait(soon(t)))
+	require.False(t, p.Alive())
+}
+
 func TestSignalNeverReachesAnotherStartTime(t *testing.T) {
 	p, _ := sleeper(t)
 	for _, wrong := range []Proc{{p.PID, p.Start + 1}, {p.PID, 0}, {0, 0}, {-1, p.Start}} {

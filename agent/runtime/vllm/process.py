@@ -34,6 +34,10 @@ class Stat:
         self.cpu_ticks = int(rest[11]) + int(rest[12])
         self.threads, self.start, self.rss_pages = int(rest[17]), int(rest[19]), int(rest[21])
 
+    def ended(self):
+        """Whether all of it has: the first thread is a zombie before the others, one of which may still hold a device."""
+        return self.state in "ZX" and self.threads <= 1
+
 
 def stat(pid):
     """Stat of a process, or of a thread "PID/task/TID"; None when there is no such one."""
@@ -53,7 +57,7 @@ def start_time(pid):
 def alive(pid, start):
     """Whether exactly this process still runs (a zombie does not)."""
     s = stat(pid)
-    return s is not None and s.start == start and s.state not in "ZX"
+    return s is not None and s.start == start and not s.ended()
 
 
 def open_pidfd(pid, start):
@@ -84,7 +88,7 @@ def session_members(sid):
     for name in os.listdir("/proc"):
         if name.isdigit():
             s = stat(name)
-            if s and (s.session == sid or s.pgrp == sid) and s.state not in "ZX":
+            if s and (s.session == sid or s.pgrp == sid) and not s.ended():
                 found.append(s)
     return found
 

@@ -89,6 +89,7 @@ class Zygote:
         self.children.reap()
         while self.running:
             self.server.step()
+        self.children.reap()  # who asked us to end has seen ours die, perhaps before us: nobody else removes their folders
         self.server.flush(1)
         self.server.close()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import client
 import drive
@@ -168,6 +169,18 @@ def test_kill_of_a_process_that_is_gone_says_gone(exec_zygote):
     with pytest.raises(client.Failed) as e:
         exec_zygote.client.call("kill", **n)
     assert e.value.code == "gone"
+
+
+def test_a_process_whose_first_thread_has_ended_is_killed_all_the_same(exec_zygote):
+    code = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(1000,)).start(); ctypes.CDLL(None).pthread_exit(None)"
+    n = spawn(exec_zygote, [sys.executable, "-c", code])
+    end = time.monotonic() + 20
+    while process.stat(n["pid"]).state != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert process.alive(**n)
+    exec_zygote.client.call("kill", **n)  # nobody may think that it is gone: a thread of it may hold a device
+    assert exit_of(exec_zygote, n)["cause"] == "kill"
 
 
 @pytest.mark.parametrize("how", ["stop", "kill -9"])
