@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -202,8 +201,7 @@ func (c *call) benchArms(rt bench.Runtime, r placement.Request) (arms []bench.Ar
 		var a bench.Arm
 		switch name {
 		case "vllm":
-			log := filepath.Join(os.TempDir(), fmt.Sprintf("warmctl-bench-%d.log", os.Getpid()))
-			a, end, err = bench.Plain(c.ctx, bench.Engine{Runtime: rt, Model: r.Model, Name: r.Name, Args: r.Args, Env: r.Env, Log: log})
+			a, end, err = bench.Plain(c.ctx, bench.Engine{Runtime: rt, Model: r.Model, Name: r.Name, Args: r.Args, Env: r.Env})
 		case "cold", "warm":
 			r.Start = placement.Start(name)
 			a, err = warmds(func(k *coordapi.Client) bench.Arm { return bench.Placed(k, name, r) })

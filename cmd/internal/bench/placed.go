@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	coordapi "warmd/coordinator/api"
@@ -21,13 +23,33 @@ const releaseTime = time.Minute
 // there.
 func Placed(c *coordapi.Client, name string, r placement.Request) Arm {
 	return Arm{Name: name, Start: func(ctx context.Context) (Started, error) {
-		r.ID = ""
-		p, err := c.Place(ctx, r, "assigned", nil)
+		p, err := place(ctx, c, r, "assigned")
 		if err != nil {
 			return Started{}, err
 		}
 		return underWay(ctx, c, p), nil
 	}}
+}
+
+// place claims under an id of its own. What is not seen through, because it failed or
+// somebody interrupted the bench, is ended: nobody would use it, and it holds a slot.
+func place(ctx context.Context, c *coordapi.Client, r placement.Request, wait string) (placement.Placement, error) {
+	r.ID = "bench-" + strings.ToLower(rand.Text()[:12])
+	p, err := c.Place(ctx, r, wait, nil)
+	if err != nil {
+		err = errors.Join(err, drop(ctx, c, r.ID))
+	}
+	return p, err
+}
+
+// drop ends a placement, if there is one, also when ctx is over.
+func drop(ctx context.Context, c *coordapi.Client, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+	defer cancel()
+	if _, err := c.Release(ctx, id, 0); err != nil && placement.AsError(err).Code != placement.CodeNotFound {
+		return fmt.Errorf("release %s: %w", id, err)
+	}
+	return nil
 }
 
 // underWay is a placement as a start that others watch.
@@ -38,10 +60,8 @@ func underWay(ctx context.Context, c *coordapi.Client, p placement.Placement) St
 		Trace:  func(ctx context.Context) placement.Trace { return traceOf(ctx, c, p.ID) },
 		Config: func(ctx context.Context) string { return configOf(ctx, c, p.ID) },
 		End: func() error {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
-			defer cancel()
-			if _, err := c.Release(ctx, p.ID, 0); err != nil {
-				return fmt.Errorf("release %s: %w", p.ID, err)
+			if err := drop(ctx, c, p.ID); err != nil {
+				return err
 			}
 			return Parked(ctx, c, p.Runtime)
 		},
@@ -120,7 +140,7 @@ func Asleep(c *coordapi.Client, name string, r placement.Request) Arm {
 	var before Started
 	var id string
 	arm.Ready = func(ctx context.Context) error {
-		p, err := c.Place(ctx, r, "ready", nil)
+		p, err := place(ctx, c, r, "ready")
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package bench
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -122,14 +123,19 @@ type placed struct {
 	forked          float64
 }
 
-func (s Swaps) place(ctx context.Context, w *watch, texts map[string]string, model string) (string, placed, error) {
+func (s Swaps) place(ctx context.Context, w *watch, texts map[string]string, model string) (_ string, _ placed, err error) {
 	r := s.Request
-	r.ID, r.Model, r.Name = "", model, filepath.Base(model)
+	r.Model, r.Name = model, filepath.Base(model)
 	r.WaitCapacity = true // the coordinator may hear of the free slot a moment after we do, and that moment counts
-	p, err := s.Coordinator.Place(ctx, r, "assigned", nil)
+	p, err := place(ctx, s.Coordinator, r, "assigned")
 	if err != nil {
 		return "", placed{}, fmt.Errorf("place %s: %w", r.Name, err)
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, drop(ctx, s.Coordinator, p.ID))
+		}
+	}()
 	got := placed{accepted: time.Now()}
 	a, err := Started{URL: p.Endpoint, Watch: func(ctx context.Context) error { return failed(ctx, s.Coordinator, p.ID) }}.ask(ctx, r.Name)
 	if err != nil {
@@ -144,10 +150,11 @@ func (s Swaps) place(ctx context.Context, w *watch, texts map[string]string, mod
 	if err := w.see(ctx); err != nil {
 		return "", got, err
 	}
-	if p, err = s.Coordinator.Placement(ctx, p.ID); err != nil {
+	now, err := s.Coordinator.Placement(ctx, p.ID)
+	if err != nil {
 		return "", got, fmt.Errorf("look at %s: %w", r.Name, err)
 	}
-	got.tier = p.Tier
+	got.tier = now.Tier
 	if t, err := s.Coordinator.Trace(ctx, p.ID); err == nil {
 		got.forked = forked(t)
 	}
@@ -160,7 +167,7 @@ func (s Swaps) release(ctx context.Context, id string) (time.Time, error) {
 	p, err := s.Coordinator.Release(ctx, id, 0)
 	at := time.Now()
 	if err != nil {
-		return at, fmt.Errorf("release %s: %w", id, err)
+		return at, errors.Join(fmt.Errorf("release %s: %w", id, err), drop(ctx, s.Coordinator, id))
 	}
 	if p.State != placement.Released {
 		return at, fmt.Errorf("release %s: it is %s: %s", id, p.State, p.Reason)

@@ -1,7 +1,7 @@
 package bench
 
 import (
-	"fmt"
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -23,6 +23,7 @@ type fleet struct {
 	placed   map[string]placement.Placement
 	order    []string // what was asked, as verb and model
 	node     agentapi.NodeStatus
+	onPlace  func()
 	onDelete func()
 	engines  map[string]string // model -> URL
 	texts    map[string]string
@@ -69,9 +70,12 @@ func newFleet(t *testing.T) (*fleet, *coordapi.Client, *agentapi.Client) {
 			return
 		}
 		f.mu.Lock()
-		p := placement.Placement{ID: fmt.Sprintf("p-%d", len(f.order)), Request: r, State: placement.Loading, Node: r.Node, Runtime: "rt", Tier: placement.TierWarm, Endpoint: f.engines[r.Name]}
+		p := placement.Placement{ID: r.ID, Request: r, State: placement.Loading, Node: r.Node, Runtime: "rt", Tier: placement.TierWarm, Endpoint: f.engines[r.Name]}
 		f.placed[p.ID] = p
 		f.order = append(f.order, "place "+r.Name)
+		if f.onPlace != nil {
+			f.onPlace()
+		}
 		f.mu.Unlock()
 		_ = agentapi.NewLines(w, 200).Write(placement.Progress{Event: placement.EventAccepted, Placement: &p})
 	})
@@ -86,8 +90,12 @@ func newFleet(t *testing.T) (*fleet, *coordapi.Client, *agentapi.Client) {
 		return placement.Trace{Phases: []placement.Phase{{Name: phaseFork, Proc: "zygote", Start: -1, Duration: 0.5, Before: true}, {Name: phaseFork, Proc: "zygote", Start: 0, Duration: 0.25}}}
 	})
 	answer("DELETE /v1/placements/{id}", func(q *http.Request) any {
-		p := f.placed[q.PathValue("id")]
+		p, ok := f.placed[q.PathValue("id")]
+		if !ok {
+			return placement.Errorf(placement.CodeNotFound, "no placement has the id %s", q.PathValue("id"))
+		}
 		p.State = placement.Released
+		f.placed[p.ID] = p
 		f.order = append(f.order, "release "+p.Request.Name)
 		if f.onDelete != nil {
 			f.onDelete()
@@ -128,7 +136,9 @@ func TestModelsTakeTurnsInOneSlot(t *testing.T) {
 	assert.Equal(t, "a", rep.Swaps[0].From)
 	assert.Equal(t, "b", rep.Swaps[0].To)
 	assert.Equal(t, Pool{Warm: 3, Forked: 3, P50: 0.25, Max: 0.25}, rep.Pool)
-	assert.Equal(t, "n1", f.placed["p-0"].Request.Node, "pinned to the node whose processes are counted")
+	for _, p := range f.placed {
+		assert.Equal(t, "n1", p.Request.Node, "pinned to the node whose processes are counted")
+	}
 	grids := rep.Grids()
 	require.Len(t, grids, 3)
 	assert.Equal(t, "all", grids[0].Rows[2][0])
@@ -164,6 +174,56 @@ func TestAPlacementThatFailsIsNotWaitedForForEver(t *testing.T) {
 	f.fails = "b"
 	_, err := script(c, a, 1).Run(t.Context())
 	require.ErrorContains(t, err, "is failed: no such architecture")
+	f.empty(t)
+}
+
+// empty says that nothing that was placed holds a slot any more.
+func (f *fleet) empty(t *testing.T) {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	require.NotEmpty(t, f.placed)
+	for _, p := range f.placed {
+		require.Equal(t, placement.Released, p.State, "%s", p.ID)
+	}
+}
+
+func TestWhatAnInterruptedBenchPlacedIsReleased(t *testing.T) {
+	for what, run := range map[string]func(context.Context, *fleet, *coordapi.Client, *agentapi.Client) error{
+		"a start": func(ctx context.Context, f *fleet, c *coordapi.Client, _ *agentapi.Client) error {
+			_, err := Run(ctx, []Arm{Placed(c, "warm", placement.Request{Name: "a"})}, plan(1))
+			return err
+		},
+		"a model that was to sleep": func(ctx context.Context, f *fleet, c *coordapi.Client, _ *agentapi.Client) error {
+			return Asleep(c, "sleeping", placement.Request{Name: "a"}).Ready(ctx)
+		},
+		"a swap": func(ctx context.Context, f *fleet, c *coordapi.Client, a *agentapi.Client) error {
+			_, err := script(c, a, 1).Run(ctx)
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			f, c, a := newFleet(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			f.onPlace = cancel // the fleet has the claim, the client does not know yet
+			require.Error(t, run(ctx, f, c, a))
+			f.empty(t)
+		})
+		t.Run(what+", late", func(t *testing.T) {
+			f, c, a := newFleet(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			f.onPlace = func() { time.AfterFunc(20*time.Millisecond, cancel) }
+			f.engines["a"] = "http://127.0.0.1:1" // never answers
+			require.Error(t, run(ctx, f, c, a))
+			f.empty(t)
+		})
+	}
+	f, c, a := newFleet(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	f.onDelete = cancel
+	_, err := script(c, a, 1).Run(ctx)
+	require.Error(t, err, "interrupted in a release")
+	f.empty(t)
 }
 
 func TestAnAgentOfAnotherHostIsRefused(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"testing"
 	"time"
@@ -33,6 +34,9 @@ func fakeEngine(args []string) int {
 		return 2
 	}
 	fmt.Printf("(EngineCore pid=1) INFO core.py] %s(v0.32.0) with config: model='%s', enforce_eager=%v, kv=%s\n", engineSays, args[1], *eager, os.Getenv("VLLM_CPU_KVCACHE_SPACE"))
+	if os.WriteFile(filepath.Join(os.Getenv("TMPDIR"), "socket"), nil, 0o600) != nil {
+		return 7
+	}
 	parent, ok := otlp.ParseTraceparent(os.Getenv("TRACEPARENT"))
 	if !ok {
 		return 3
@@ -85,22 +89,30 @@ func fakeRuntime(t *testing.T) Runtime {
 }
 
 func TestAPlainStartThatDiesIsReportedWithItsLastWord(t *testing.T) {
-	e := Engine{Runtime: fakeRuntime(t), Model: "/models/opt", Name: "opt", Args: []string{"--no-such-flag"}, Log: filepath.Join(t.TempDir(), "log")}
+	e := Engine{Runtime: fakeRuntime(t), Model: "/models/opt", Name: "opt", Args: []string{"--no-such-flag"}}
+	t.Setenv("TMPDIR", t.TempDir())
 	arm, end, err := Plain(t.Context(), e)
 	require.NoError(t, err)
-	defer end()
 	_, err = Run(t.Context(), []Arm{arm}, plan(1))
 	require.ErrorContains(t, err, "start vllm serve: exit status 2")
-	require.ErrorContains(t, err, e.Log)
+	said := regexp.MustCompile(`its log (\S+) ends`).FindStringSubmatch(err.Error())
+	require.Len(t, said, 2)
+	end()
+	require.FileExists(t, said[1], "the log of what failed stays")
 }
 
 func TestPlainArmIsMeasuredByTheEnginesOwnSpans(t *testing.T) {
-	e := Engine{Runtime: fakeRuntime(t), Model: "/models/opt", Name: "opt", Args: []string{"--enforce-eager"}, Env: map[string]string{"VLLM_CPU_KVCACHE_SPACE": "2"}, Log: filepath.Join(t.TempDir(), "log")}
+	e := Engine{Runtime: fakeRuntime(t), Model: "/models/opt", Name: "opt", Args: []string{"--enforce-eager"}, Env: map[string]string{"VLLM_CPU_KVCACHE_SPACE": "2"}}
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
 	arm, end, err := Plain(t.Context(), e)
 	require.NoError(t, err)
-	defer end()
 	all, err := Run(t.Context(), []Arm{arm}, plan(1))
+	end()
 	require.NoError(t, err)
+	left, err := os.ReadDir(temp)
+	require.NoError(t, err)
+	assert.Empty(t, left, "a log that nobody needs, and what the engines left in their folders, go")
 	s := all[1]
 	assert.Equal(t, "I am opt", s.Text)
 	assert.Contains(t, s.config, "enforce_eager=true, kv=2", "flags and environment of the request, over the runtime's")
