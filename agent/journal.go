@@ -96,8 +96,8 @@ func (j *Journal) load() error {
 }
 
 // Put stores a placement's record.
-func (j *Journal) Put(r device.Record, durable bool) error {
-	return j.add(journalEntry{Placement: &r}, durable)
+func (j *Journal) Put(r *device.Record, durable bool) error {
+	return j.add(journalEntry{Placement: r}, durable)
 }
 
 // Park stores a parked worker.

@@ -12,7 +12,7 @@ import (
 
 // journalState is what the journal knows.
 type journalState struct {
-	placements map[string]device.Record
+	placements map[string]*device.Record // shared with the book, and never changed
 	parked     map[string]device.ParkedRecord
 	draining   bool
 }
@@ -27,7 +27,7 @@ type journalEntry struct {
 
 // replay is pure: any bytes give a state.
 func replay(raw []byte) (journalState, int) {
-	s := journalState{placements: map[string]device.Record{}, parked: map[string]device.ParkedRecord{}}
+	s := journalState{placements: map[string]*device.Record{}, parked: map[string]device.ParkedRecord{}}
 	undecodable := 0
 	damaged := frames(raw, func(p []byte) {
 		var e journalEntry
@@ -43,7 +43,7 @@ func replay(raw []byte) (journalState, int) {
 func (s *journalState) apply(e journalEntry) {
 	switch {
 	case e.Placement != nil && e.Placement.Placement.ID != "":
-		s.placements[e.Placement.Placement.ID] = *e.Placement
+		s.placements[e.Placement.Placement.ID] = e.Placement
 	case e.Park != nil && e.Park.Worker != "":
 		s.parked[e.Park.Worker] = *e.Park
 	case e.Unpark != "":
@@ -59,7 +59,7 @@ func (j *Journal) placements() []device.Record {
 	defer j.mu.Unlock()
 	out := make([]device.Record, 0, len(j.state.placements))
 	for _, r := range j.state.placements {
-		out = append(out, r)
+		out = append(out, *r)
 	}
 	sort.Slice(out, func(i, k int) bool { return out[i].Placement.Updated.Before(out[k].Placement.Updated) })
 	return out
@@ -93,14 +93,14 @@ func (j *Journal) forgetLiving(reason string) {
 	for _, r := range j.placements() {
 		if p := &r.Placement; !p.State.Terminal() {
 			p.State, p.Reason, p.Updated = placement.Failed, reason, time.Now()
-			_ = j.Put(r, false)
+			_ = j.Put(&r, false)
 		}
 	}
 }
 
 // entries is the state as the fewest entries, the oldest ended placements left out.
 func (s *journalState) entries() []journalEntry {
-	var live, ended []device.Record
+	var live, ended []*device.Record
 	for _, r := range s.placements {
 		if r.Placement.State.Terminal() {
 			ended = append(ended, r)
@@ -117,7 +117,7 @@ func (s *journalState) entries() []journalEntry {
 	}
 	var out []journalEntry
 	for _, r := range append(ended, live...) {
-		out = append(out, journalEntry{Placement: &r})
+		out = append(out, journalEntry{Placement: r})
 	}
 	for _, p := range s.parked {
 		out = append(out, journalEntry{Park: &p})

@@ -26,8 +26,8 @@ func openJournal(t *testing.T, dir string) *Journal {
 	return j
 }
 
-func record(id string, s placement.State) device.Record {
-	return device.Record{Placement: placement.Placement{
+func record(id string, s placement.State) *device.Record {
+	return &device.Record{Placement: placement.Placement{
 		ID: id, State: s, Attempt: 1, Request: placement.Request{Model: "m"}, Updated: time.Unix(1700000000, 0).UTC(),
 	}, WorkerRecord: json.RawMessage(`{"id":"w0-1"}`)}
 }
@@ -102,8 +102,7 @@ func sample(t testing.TB) []byte {
 		b = append(b, frame(p)...)
 	}
 	for _, id := range []string{"a", "b", "c"} {
-		r := record(id, placement.Ready)
-		add(journalEntry{Placement: &r})
+		add(journalEntry{Placement: record(id, placement.Ready)})
 		add(journalEntry{Park: &device.ParkedRecord{Worker: "w" + id, Device: "cpu-0"}})
 	}
 	return b

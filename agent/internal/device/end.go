@@ -105,14 +105,14 @@ func (l *life) giveBack() {
 
 // report writes the end down and tells it.
 func (l *life) report(end *ending) {
-	started := false
+	started, why := false, end.error()
 	_ = l.e.Update(false, func(r *Record) {
 		started = r.Placement.State == placement.Ready
 		r.Placement.State, _ = placement.Move(r.Placement.State, end.state)
 		r.Placement.Reason, r.Placement.Hint, r.Placement.Updated = end.reason, end.hint, time.Now()
-		r.Ending, r.Error = end.state, end.error()
+		r.Ending, r.Error = end.state, why
 	})
-	p := l.e.Placement()
+	p := &l.e.rec.Load().Placement
 	if !started {
 		l.trace.Fail(end.reason)
 	}
@@ -127,7 +127,7 @@ func (l *life) report(end *ending) {
 		now := l.d.cfg.Capacity()
 		c = &now
 	}
-	l.e.Feed.Add(lastLine(p, end.error(), c))
+	l.e.Feed.Add(lastLine(p, why, c))
 }
 
 func (e *ending) error() *placement.Error {
@@ -138,9 +138,10 @@ func (e *ending) error() *placement.Error {
 	return &placement.Error{Code: code, Message: e.reason, Hint: e.hint, Detail: e.detail}
 }
 
-// lastLine is the line that ends the stream of a placement in a final state.
-func lastLine(p placement.Placement, err *placement.Error, c *placement.Capacity) placement.Progress {
-	out := placement.Progress{Event: placement.EventFailed, Placement: &p, Error: err, Capacity: c}
+// lastLine is the line that ends the stream of a placement in a final state. It shares
+// p with the record: thousands of ended placements are remembered.
+func lastLine(p *placement.Placement, err *placement.Error, c *placement.Capacity) placement.Progress {
+	out := placement.Progress{Event: placement.EventFailed, Placement: p, Error: err, Capacity: c}
 	switch {
 	case p.State == placement.Released:
 		out.Event = placement.EventReleased

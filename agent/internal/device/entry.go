@@ -37,7 +37,7 @@ func (e *Entry) Update(durable bool, change func(*Record)) error {
 	defer e.mu.Unlock()
 	next := *e.rec.Load()
 	change(&next)
-	if err := e.journal.Put(next, durable); err != nil && durable {
+	if err := e.journal.Put(&next, durable); err != nil && durable {
 		return err
 	}
 	e.rec.Store(&next)

@@ -463,7 +463,7 @@ func newFakeJournal() *fakeJournal {
 
 func (j *fakeJournal) set(f func()) { j.mu.Lock(); defer j.mu.Unlock(); f() }
 
-func (j *fakeJournal) Put(r Record, durable bool) error {
+func (j *fakeJournal) Put(r *Record, durable bool) error {
 	j.mu.Lock()
 	err, slow := j.err, j.slow
 	j.mu.Unlock()
@@ -478,7 +478,7 @@ func (j *fakeJournal) Put(r Record, durable bool) error {
 	if durable {
 		j.synced = append(j.synced, r.Placement.ID+" "+string(r.Placement.State))
 	}
-	j.recs[r.Placement.ID] = r
+	j.recs[r.Placement.ID] = *r
 	return nil
 }
 

@@ -21,6 +21,7 @@ type Feed struct {
 	wake      chan struct{} // closed and replaced with every line
 	followers int
 	delivered bool
+	over      bool          // the last line keeps, the others go
 	poke      chan struct{} // to the guard: followers or delivered changed
 }
 
@@ -92,6 +93,7 @@ func (f *Feed) join() (leave func()) {
 func (f *Feed) count(n int) {
 	f.mu.Lock()
 	f.followers += n
+	f.cut()
 	f.mu.Unlock()
 	f.signal()
 }
@@ -118,12 +120,17 @@ func (f *Feed) signal() {
 	}
 }
 
-// trim keeps the last line only: what a remembered, ended placement answers. What the
-// node had free then is nobody's business any more.
+// trim keeps the last line only, as soon as nobody follows: what a remembered, ended
+// placement answers. What the node had free then is nobody's business any more.
 func (f *Feed) trim() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if n := len(f.lines); n > 1 && f.lines[n-1].Last() && f.followers == 0 {
+	f.over = true
+	f.cut()
+}
+
+func (f *Feed) cut() {
+	if n := len(f.lines); f.over && n > 1 && f.lines[n-1].Last() && f.followers == 0 {
 		f.lines = append([]placement.Progress(nil), f.lines[n-1])
 		f.lines[0].Capacity = nil
 	}

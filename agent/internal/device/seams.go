@@ -118,8 +118,9 @@ type Memory interface {
 // Journal keeps what must outlive the agent.
 type Journal interface {
 	// Put stores a placement's record. durable waits for the disk and reports an
-	// error; otherwise the record is kept in memory until the disk takes it.
-	Put(r Record, durable bool) error
+	// error; otherwise the record is kept in memory until the disk takes it. The record
+	// is not changed afterwards: the journal may keep it.
+	Put(r *Record, durable bool) error
 	// Park stores a parked worker, Unpark forgets it.
 	Park(p ParkedRecord)
 	Unpark(worker string)
