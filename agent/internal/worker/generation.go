@@ -53,6 +53,7 @@ type generation struct {
 	upSince time.Time
 	problem string // why it is gone
 	holds   int    // requests under way: a held generation is not retired
+	exits   int    // children that we were told have ended
 }
 
 // run follows the zygote until it is gone or ctx ends. It never ends a zygote,
@@ -221,7 +222,7 @@ func (g *generation) onEvent(kind string, raw []byte) {
 		return // a later zygote may say more than we know
 	}
 	g.rt.route(x)
-	g.rt.notify() // it may have been the last child of a generation that is to retire
+	g.update(func() { g.exits++ }) // it may have been the last child of a generation that is to retire
 }
 
 // survives tells a dropped connection from a dead zygote. The kernel closes a

@@ -202,16 +202,17 @@ func (r *Runtime) retire() {
 			continue
 		}
 		g.holds++ // nobody retires it twice
-		c := g.conn
+		c, exits := g.conn, g.exits
 		r.tasks.Go(func() {
-			r.end(g, c)
+			r.end(g, c, exits)
 		})
 	}
 }
 
 // end stops a zygote if it has no children. It asks the zygote itself: only that
-// knows of a child whose start we have not been told of yet.
-func (r *Runtime) end(g *generation, c *conn) {
+// knows of a child whose start we have not been told of yet. A child that ended since
+// exits were counted may have been in its answer: it is asked again.
+func (r *Runtime) end(g *generation, c *conn, exits int) {
 	ctx, cancel := context.WithTimeout(r.ctx, r.patience.ping)
 	defer cancel()
 	kids, err := c.children(ctx)
@@ -222,7 +223,11 @@ func (r *Runtime) end(g *generation, c *conn) {
 	}
 	r.mu.Lock()
 	g.holds--
+	again := g.exits != exits
 	r.mu.Unlock()
+	if again {
+		r.notify()
+	}
 }
 
 func sortedDesc[K cmp.Ordered, V any](m map[K]V) []K {

@@ -195,6 +195,31 @@ func TestOldGenerationEndsWithItsLastWorker(t *testing.T) {
 	require.NoError(t, next.Shutdown(soon(t)))
 }
 
+func TestAChildThatEndsWhileItsOldZygoteAnswersIsNotMissed(t *testing.T) {
+	h := fakeHost(t)
+	r, _ := h.agent()
+	waitZygote(t, r, isUp)
+	g := &generation{rt: r, n: 9, holds: 1}
+	var changed <-chan struct{}
+	s := &fakeServer{}
+	s.handle = func(string, []byte, []*os.File) (any, *RemoteError) {
+		last := child{Proc: Proc{1 << 30, 1}, Worker: "last", Role: roleEngine}
+		g.onEvent("exit", []byte(`{"ev": "exit", "worker": "last", "role": "engine"}`)) // before we have read the answer
+		changed = r.waiter()
+		return map[string]any{"children": []child{last}}, nil
+	}
+	ln := s.listen(filepath.Join(t.TempDir(), "old.sock"))
+	defer ln.Close()
+	go s.serve(ln)
+	require.NoError(t, withZygote(t.Context(), ln.Addr().String(), func(c *conn) error { r.end(g, c, 0); return nil }))
+	require.Zero(t, g.holds)
+	select {
+	case <-changed: // it is looked at again
+	default:
+		t.Fatal("nobody would look at the old zygote again")
+	}
+}
+
 func TestZygoteThatNeverStartsSaysWhyAndColdStartsStillWork(t *testing.T) {
 	h := fakeHost(t, "FAKE_ZYGOTE_DIES=ImportError: no module named vllm")
 	r, _ := h.agent()
@@ -261,7 +286,7 @@ func TestHungHalfIsAdoptedByItsRecordAndCanBeKilled(t *testing.T) {
 	began := time.Now()
 	a, err := second.Adopt(soon(t), rec)
 	require.NoError(t, err)
-	require.Less(t, time.Since(began), 5*adoptTime)
+	require.Less(t, time.Since(began), 15*adoptTime)
 	require.NoError(t, a.Stop(soon(t), 0))
 	requireGone(t, procsOf(a)...)
 }
