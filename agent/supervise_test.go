@@ -114,7 +114,7 @@ func TestAliveMeansThatEveryDeviceLoopAnswers(t *testing.T) {
 	err = still.Alive(t.Context())
 	require.ErrorContains(t, err, "the loop of device GPU-a does not answer")
 	require.ErrorContains(t, err, "the loop of device GPU-b does not answer")
-	require.Less(t, time.Since(begin), loopTime+time.Second, "all are asked at once")
+	require.Less(t, time.Since(begin), 2*loopTime, "all are asked at once")
 }
 
 // elsewhere is cfg with folders of its own.

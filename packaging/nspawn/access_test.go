@@ -107,7 +107,7 @@ func TestWhoShowsNoCertificateOfTheFleetIsTurnedAwayAndAudited(t *testing.T) {
 				since := now()
 				_, err := d.over(t.Context(), n, config)
 				assert.Error(t, err)
-				host.Until(t, 5*time.Second, "audited", func() error {
+				host.Until(t, 30*time.Second, "audited", func() error {
 					return n.audited(t, d.server, since, "WARMD_WHO=unknown")
 				})
 			})
@@ -147,7 +147,7 @@ func now() string { return fmt.Sprintf("--since=@%.6f", float64(time.Now().UnixM
 func (n *node) untilAudited(t testing.TB, d doing, since string, status int, who string) {
 	t.Helper()
 	path, _, _ := strings.Cut(d.path, "?")
-	host.Until(t, 5*time.Second, "audited", func() error {
+	host.Until(t, 30*time.Second, "audited", func() error {
 		return n.audited(t, d.server, since, fmt.Sprintf("WARMD_STATUS=%d WARMD_METHOD=%s WARMD_PATH=%s | grep -F %q", status, d.method, path, who))
 	})
 }

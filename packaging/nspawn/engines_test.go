@@ -116,7 +116,7 @@ func TestMemoryKillerOfOneEngineSparesTheOther(t *testing.T) {
 	failed := s.untilFailed(t, victim.ID, 10*time.Second)
 	t.Log(failed.Reason)
 	assert.Contains(t, failed.Reason, "the engine died")
-	host.Until(t, 10*time.Second, "all of the victim is gone", func() error {
+	host.Until(t, 30*time.Second, "all of the victim is gone", func() error {
 		if left := s.left(t, all); len(left) > 0 {
 			return fmt.Errorf("%v", left)
 		}

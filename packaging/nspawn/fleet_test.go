@@ -58,7 +58,9 @@ func fleetTests(t *testing.T, f *fleet, thorough bool) {
 			lab.Explain(t)
 			defer f.empty(t) // whatever a failed test left
 			f.untilWhole(t, time.Minute)
+			f.stood = host.WatchStandstill(t)
 			p.test(t, f)
+			f.figure("standstill_seconds", seconds(f.stood.Longest()))
 		})
 	}
 	f.figure("placements", f.made)

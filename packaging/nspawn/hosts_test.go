@@ -40,7 +40,7 @@ func serveName(t *testing.T, h *host.Host) {
 	t.Helper()
 	h.Run(t, "systemctl is-active -q web || { hostname > /run/hostname; systemd-run -q --collect --unit=web python3 -m http.server --directory /run --bind "+h.Addr+" 8080; }")
 	t.Cleanup(func() { h.Run(t, "systemctl stop web 2>/dev/null || true") })
-	host.Until(t, 10*time.Second, "web server", func() error { return canConnect(t, lab.Dial, h.Addr+":8080") })
+	host.Until(t, 30*time.Second, "web server", func() error { return canConnect(t, lab.Dial, h.Addr+":8080") })
 }
 
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
@@ -75,7 +75,7 @@ func TestDropLosesPacketsOfOneDirection(t *testing.T) {
 	a, b := hosts[0], hosts[1]
 	b.Run(t, "rm -f /run/heard; systemd-run -q --unit=ear --collect python3 -c 'import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind((\"0.0.0.0\",9000)); open(\"/run/heard\",\"wb\",0).write(s.recv(99))'")
 	t.Cleanup(func() { b.Run(t, "systemctl stop ear 2>/dev/null || true") })
-	host.Until(t, 5*time.Second, "ear listens", func() error {
+	host.Until(t, 30*time.Second, "ear listens", func() error {
 		for _, l := range b.Listeners(t) {
 			if l.Network == "udp" && strings.HasSuffix(l.Addr, ":9000") {
 				return nil
@@ -92,7 +92,7 @@ func TestDropLosesPacketsOfOneDirection(t *testing.T) {
 	a.Drop(t, b)
 	say(a)
 	say(hosts[2])
-	host.Until(t, 5*time.Second, "b heard the third host, not the first", func() error {
+	host.Until(t, 30*time.Second, "b heard the third host, not the first", func() error {
 		if got, err := b.Try(t.Context(), "cat /run/heard"); got != "h3" {
 			return errors.Join(fmt.Errorf("%q", got), err)
 		}

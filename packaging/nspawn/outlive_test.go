@@ -128,7 +128,7 @@ func TestRealVLLMOutlivesTheControlPlane(t *testing.T) {
 	failed, all := v.stop(t)
 	figure("completions_failed", fmt.Sprintf("%d of %d", failed, all))
 	v.release(t, v.placed.ID)
-	host.Until(t, 10*time.Second, "the released worker is gone", func() error {
+	host.Until(t, 30*time.Second, "the released worker is gone", func() error {
 		if left := v.worker(t, v.placed); len(left) > 0 {
 			return fmt.Errorf("%v", left)
 		}

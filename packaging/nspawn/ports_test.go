@@ -43,7 +43,7 @@ func TestNeighbourFindsOnlyWhatIsMeantToBeOpen(t *testing.T) {
 
 	_, err = f.Release(t.Context(), got.ID)
 	require.NoError(t, err)
-	host.Until(t, 10*time.Second, "a released engine's port is closed", func() error {
+	host.Until(t, 30*time.Second, "a released engine's port is closed", func() error {
 		if open := outside(t, f.nodes[0], "tcp"); slices.Contains(open, int(endpoint.Port())) {
 			return fmt.Errorf("still %v", open)
 		}

@@ -66,8 +66,8 @@ func lostQuorum(t *testing.T, f *fleet) {
 	}
 	f.figures("refused_seconds_without_quorum", refused)
 	f.figures("placing_seconds_after_quorum", back)
-	assertBelow(t, refusedWithin, refused, "refused")
-	assertBelow(t, backWithin, back, "placing again")
+	f.assertBelow(t, refusedWithin, refused, "refused")
+	f.assertBelow(t, backWithin, back, "placing again")
 	f.prove(t, f.id("qu"), told)
 }
 

@@ -55,6 +55,7 @@ type fleet struct {
 	// What a run of the suite of fleet_test.go is like, and what it has counted.
 	etcdVersion         string
 	thorough            bool
+	stood               *host.Standstill // in this test
 	made, lost, doubled int
 }
 

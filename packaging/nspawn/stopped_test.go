@@ -60,7 +60,7 @@ func stoppedProcesses(t *testing.T, f *fleet) {
 	f.figure("writes_of_zombies", h.zombieWrites())
 	require.Zero(t, h.zombieWrites(), "a coordinator wrote a record that had been taken from it")
 	f.figures("takeover_seconds_after_stop", took)
-	assertBelow(t, takeoverWithin, took, "takeover")
+	f.assertBelow(t, takeoverWithin, took, "takeover")
 }
 
 // slowRequest loads long enough to be caught in the middle.

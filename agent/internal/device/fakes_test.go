@@ -235,6 +235,11 @@ func (r *fakeRuntime) Fork(ctx context.Context, id string) (Worker, error) {
 		return nil, err
 	}
 	w := r.add(id, "warm")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state == "dead" {
+		return w, nil
+	}
 	w.events <- Event{Kind: EventPhase, Phase: PhaseEvent{Proc: "engine", Name: "park", Start: time.Now(), Dur: time.Millisecond}}
 	if die > 0 {
 		time.AfterFunc(die, func() { w.die("it died young") })

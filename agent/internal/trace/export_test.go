@@ -95,7 +95,7 @@ func TestCollectorThatIsAwayCostsNothing(t *testing.T) {
 	for range 2*maxQueued + maxBatch + 1 {
 		e.offer(placement.Trace{Placement: "p", Model: "m", Begin: began})
 	}
-	assert.Less(t, time.Since(began), time.Second, "nobody waits for it")
+	assert.Less(t, time.Since(began), 4*time.Second, "nobody waits for it")
 	assert.GreaterOrEqual(t, e.lost.Load(), int64(maxQueued-maxBatch))
 	stop()
 	assert.Less(t, time.Since(began), 5*flushTime, "nor does the agent's end")

@@ -70,7 +70,7 @@ func TestWhenEtcdHasANewLeaderTheLivingKeepTheirLeasesAndTheDeadDoNot(t *testing
 	a := stand(t, newElection(cl, "a", 12))
 	<-a.led
 	b := stand(t, newElection(cl, "b", 12))
-	require.Eventually(t, func() bool { return len(standings(t, cl)) == 2 }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return len(standings(t, cl)) == 2 }, 20*time.Second, 5*time.Millisecond)
 	before := standings(t, cl)
 	was, ok := termOf(before["a.1"])
 	require.True(t, ok)
