@@ -46,7 +46,7 @@ func (d *Device) AdoptPlacement(c Claim, w Worker, problem error) {
 	case problem != nil:
 		l.fate = l.failure(problem)
 	case r.Placement.State == placement.Ready:
-		c.Entry.Feed.Add(lastLine(&c.Entry.rec.Load().Placement, nil, nil))
+		c.Entry.Feed.Add(lastLine(c.Entry.rec.Load(), nil))
 	}
 	if d.cfg.Resume != nil && r.Placement.State != placement.Ready {
 		if t := d.cfg.Resume(c.Entry.ID); t != nil {

@@ -136,7 +136,7 @@ func (b *Book) Restore(r Record) *Entry {
 		e.Feed.Add(placement.Progress{Event: placement.EventAccepted, Placement: &p, Message: "adopted after a restart of the agent"})
 		return e
 	}
-	e.Feed.Add(lastLine(&e.rec.Load().Placement, r.Error, nil))
+	e.Feed.Add(lastLine(e.rec.Load(), nil))
 	b.Ended(e)
 	return e
 }
@@ -157,7 +157,7 @@ func (b *Book) Tombstone(id string, at time.Time) (p placement.Placement, ok boo
 	})
 	close(e.decided)
 	p = e.Placement()
-	e.Feed.Add(lastLine(&e.rec.Load().Placement, nil, nil))
+	e.Feed.Add(lastLine(e.rec.Load(), nil))
 	b.Ended(e)
 	return p, true
 }

@@ -105,14 +105,15 @@ func (l *life) giveBack() {
 
 // report writes the end down and tells it.
 func (l *life) report(end *ending) {
-	started, why := false, end.error()
+	started := false
 	_ = l.e.Update(false, func(r *Record) {
 		started = r.Placement.State == placement.Ready
 		r.Placement.State, _ = placement.Move(r.Placement.State, end.state)
 		r.Placement.Reason, r.Placement.Hint, r.Placement.Updated = end.reason, end.hint, time.Now()
-		r.Ending, r.Error = end.state, why
+		r.Ending, r.Error = end.state, end.error()
 	})
-	p := &l.e.rec.Load().Placement
+	rec := l.e.rec.Load()
+	p := &rec.Placement
 	if !started {
 		l.trace.Fail(end.reason)
 	}
@@ -127,7 +128,7 @@ func (l *life) report(end *ending) {
 		now := l.d.cfg.Capacity()
 		c = &now
 	}
-	l.e.Feed.Add(lastLine(p, why, c))
+	l.e.Feed.Add(lastLine(rec, c))
 }
 
 func (e *ending) error() *placement.Error {
@@ -138,19 +139,20 @@ func (e *ending) error() *placement.Error {
 	return &placement.Error{Code: code, Message: e.reason, Hint: e.hint, Detail: e.detail}
 }
 
-// lastLine is the line that ends the stream of a placement in a final state. It shares
-// p with the record: thousands of ended placements are remembered.
-func lastLine(p *placement.Placement, err *placement.Error, c *placement.Capacity) placement.Progress {
-	out := placement.Progress{Event: placement.EventFailed, Placement: p, Error: err, Capacity: c}
+// lastLine is the line that ends the stream of a placement in a final state. It is
+// made of the record, not of copies: thousands of ended placements are remembered.
+func lastLine(r *Record, c *placement.Capacity) placement.Progress {
+	p := &r.Placement
+	out := placement.Progress{Event: placement.EventFailed, Placement: p, Error: r.Error, Capacity: c}
 	switch {
 	case p.State == placement.Released:
 		out.Event = placement.EventReleased
-		if err == nil {
+		if out.Error == nil {
 			out.Error = &placement.Error{Code: placement.CodeReleased, Message: "placement " + p.ID + " was released"}
 		}
 	case p.State == placement.Ready:
 		out.Event = placement.EventReady
-	case err == nil:
+	case out.Error == nil:
 		out.Error = &placement.Error{Code: placement.CodeStartFailed, Message: p.Reason, Hint: p.Hint}
 	}
 	return out

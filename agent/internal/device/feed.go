@@ -21,7 +21,7 @@ type Feed struct {
 	wake      chan struct{} // closed and replaced with every line
 	followers int
 	delivered bool
-	over      bool          // the last line keeps, the others go
+	over      bool          // the placement has ended: the last line is enough
 	poke      chan struct{} // to the guard: followers or delivered changed
 }
 
@@ -129,6 +129,7 @@ func (f *Feed) trim() {
 	f.cut()
 }
 
+// cut needs f.mu.
 func (f *Feed) cut() {
 	if n := len(f.lines); f.over && n > 1 && f.lines[n-1].Last() && f.followers == 0 {
 		f.lines = append([]placement.Progress(nil), f.lines[n-1])
