@@ -83,7 +83,7 @@ func (h *host) leftovers() (ps []Proc) {
 		dir := strconv.Itoa(pid)
 		cmd, _ := os.ReadFile("/proc/" + dir + "/cmdline")
 		env, _ := os.ReadFile("/proc/" + dir + "/environ")
-		if pid != os.Getpid() && !s.zombie() && bytes.Contains(append(cmd, env...), []byte(h.dir+"/")) {
+		if pid != os.Getpid() && !s.ended() && bytes.Contains(append(cmd, env...), []byte(h.dir+"/")) {
 			ps = append(ps, Proc{pid, s.start})
 		}
 	}

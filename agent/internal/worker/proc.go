@@ -31,13 +31,13 @@ func (p Proc) String() string { return fmt.Sprintf("%d (start %d)", p.PID, p.Sta
 // Alive reports whether exactly this process runs. A zombie does not.
 func (p Proc) Alive() bool {
 	s, ok := readStat(p.PID)
-	return ok && s.start == p.Start && !s.zombie()
+	return ok && s.start == p.Start && !s.ended()
 }
 
 // FindProc names the process that has the pid now.
 func FindProc(pid int) (Proc, bool) {
 	s, ok := readStat(pid)
-	return Proc{pid, s.start}, ok && !s.zombie()
+	return Proc{pid, s.start}, ok && !s.ended()
 }
 
 // Signal sends sig to exactly this process: the pidfd is opened first and the
@@ -131,9 +131,9 @@ type stat struct {
 	threads              int
 }
 
-// zombie reports whether all of it has ended. The first thread is a zombie before the
+// ended reports whether all of it has ended. The first thread is a zombie before the
 // others, and a CUDA context takes them 0.2 s to tear down: until then the device is held.
-func (s stat) zombie() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
+func (s stat) ended() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
 
 // readStat reports false when there is no such process.
 func readStat(pid int) (stat, bool) {

@@ -23,7 +23,7 @@ func sessionMembers(root Proc) []Proc {
 	}
 	var found []Proc
 	for pid, s := range all {
-		if s.zombie() || !(pid == root.PID || s.session == root.PID || s.pgrp == root.PID || descends(all, pid, root.PID)) {
+		if s.ended() || !(pid == root.PID || s.session == root.PID || s.pgrp == root.PID || descends(all, pid, root.PID)) {
 			continue
 		}
 		found = append(found, Proc{pid, s.start})
@@ -78,7 +78,7 @@ func withSocket(prefix string) (ps []Proc) {
 	want := []byte("\x00--socket\x00" + prefix)
 	for pid, s := range readAll() {
 		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-		if err == nil && !s.zombie() && bytes.Contains(append(b, 0), want) {
+		if err == nil && !s.ended() && bytes.Contains(append(b, 0), want) {
 			ps = append(ps, Proc{pid, s.start})
 		}
 	}

@@ -87,11 +87,12 @@ func (w *watch) count(roots []int) int {
 
 type process struct{ parent, session int }
 
-// readProcess is false for what is gone, or dead and only not waited for yet.
+// readProcess is false for what is gone, or dead with its last thread and only not
+// waited for yet.
 func readProcess(pid int) (p process, ok bool) {
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	f := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
-	if err != nil || len(f) < 4 || f[0] == "Z" {
+	if err != nil || len(f) < 18 || f[0] == "Z" && f[17] == "1" {
 		return p, false
 	}
 	p.parent, _ = strconv.Atoi(f[1])
