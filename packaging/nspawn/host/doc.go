@@ -4,9 +4,10 @@
 // bridge lives in a namespace, so two runs at once never meet), pure cgroup v2
 // inside whatever the machine has.
 //
-//	Lab       one run: a folder, a cgroup, a bridge; Open sweeps what dead runs left
-//	Host      one booted host: Run, Copy, Install, Stop, Kill, Start, Pause, Resume
-//	Network   Dial from any host's namespace, Partition, Drop, Heal, Scan
+//	Lab         one run: a folder, a cgroup, a bridge; Open sweeps what dead runs left
+//	Host        one booted host: Run, Copy, Install, Stop, Kill, Start, Pause, Resume
+//	Network     Dial from any host's namespace, Partition, Drop, Heal, Scan
+//	Standstill  how long the machine beneath all hosts did nothing
 //
 // A janitor process waits for the end of the test binary, however it ends, and
 // sweeps the run; if it is killed, too, the next Open does it.
