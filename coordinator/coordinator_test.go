@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	agentapi "warmd/agent/api"
+	"warmd/coordinator/internal/agenttest"
 	"warmd/coordinator/internal/store"
 	"warmd/placement"
 )
@@ -253,6 +254,20 @@ func TestAnotherCoordinatorFinishesWhatADeadOneBegan(t *testing.T) {
 	assert.Equal(t, id, again.ID)
 	assert.Equal(t, placement.Ready, again.State)
 	assert.Equal(t, 1, again.Attempt)
+}
+
+// It would say so of every node: it has heard of none yet.
+func TestACoordinatorThatHasJustStartedDoesNotCallAPlacementGone(t *testing.T) {
+	r := newRig(t, 1)
+	p, err := r.client.Place(t.Context(), request("req-1"), "ready", nil)
+	require.NoError(t, err)
+	_, started, _ := startCoordinator(t, "c2", r.etcd, agenttest.NewNodes().Live())
+	_, err = started.Release(t.Context(), p.ID, 0)
+	assert.Equal(t, placement.CodeUnavailable, code(err))
+	assert.Contains(t, err.Error(), "is released, but node n1")
+	_, err = r.client.Release(t.Context(), p.ID, 0)
+	require.NoError(t, err)
+	assert.Empty(t, r.agents[0].Held())
 }
 
 func TestAReleaseWhoseNodeIsAwayIsRecordedAndSaysSo(t *testing.T) {

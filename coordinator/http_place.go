@@ -273,15 +273,18 @@ func (c *Coordinator) deletePlacement(w http.ResponseWriter, r *http.Request) er
 	defer cancel()
 	cl, err := c.world.agentOf(rec.Node)
 	if err == nil {
+		// Only the agent may say that there is no such placement. That we know no such
+		// node says nothing: a coordinator that has just started knows none.
 		_, err = cl.Release(ctx, rec.ID, grace.Seconds())
+		if e := placement.AsError(err); e != nil && e.Code == placement.CodeNotFound {
+			err = nil
+		}
 	}
-	if err != nil && placement.AsError(err).Code != placement.CodeNotFound {
+	if err != nil {
 		return placement.Errorf(placement.CodeUnavailable, "placement %s is released, but node %s did not confirm that its worker is gone: %s", rec.ID, rec.Node, placement.AsError(err).Message).
 			WithHint("nothing to do: the worker is let go of when the node answers again")
 	}
-	if err == nil {
-		c.world.refresh(ctx, cl)
-	}
+	c.world.refresh(ctx, cl)
 	agentapi.WriteJSON(w, http.StatusOK, rec.Placement)
 	return nil
 }
