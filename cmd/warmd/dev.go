@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -175,21 +177,21 @@ type devMember interface {
 }
 
 // devFleet makes a member for each node and, when there are several, one for the
-// coordinator, on loopback ports of the kernel's choice.
+// coordinator, on loopback addresses.
 func devFleet(cfg devConfig) ([]devMember, error) {
 	if cfg.Nodes == 1 {
 		return []devMember{gossip.NewSolo(nodeName(0))}, nil
 	}
-	seed, err := freePort()
+	seed, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
 	var all []devMember
 	for i := range cfg.Nodes + 1 {
-		c := gossip.Config{Name: nodeName(i), BindAddr: "127.0.0.1", Join: []string{fmt.Sprintf("127.0.0.1:%d", seed)}, Label: "warmd-dev", Log: cfg.Log}
+		c := gossip.Config{Name: nodeName(i), BindAddr: "127.0.0.1", Join: []string{seed.String()}, Label: "warmd-dev", Log: cfg.Log}
 		switch i {
 		case 0:
-			c.BindPort = seed
+			c.BindAddr, c.BindPort = seed.Addr().String(), int(seed.Port())
 		case cfg.Nodes:
 			c.Name, c.Coordinator = "coordinator", true
 		}
@@ -202,15 +204,18 @@ func devFleet(cfg devConfig) ([]devMember, error) {
 	return all, nil
 }
 
-// freePort asks the kernel for a port. The first member must be told its port, so
-// that the others know whom to call; nobody else is likely to take it meanwhile.
-func freePort() (int, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+// freeAddress is for a listener whose address must be known before it listens. The
+// kernel picks the port, on an address within 127.0.0.0/8 that is picked here: whoever
+// else asks the kernel for a port of 127.0.0.1 before the listener has come, or while it
+// restarts, gets one of another address.
+func freeAddress() (netip.AddrPort, error) {
+	ip := net.IPv4(127, byte(1+rand.IntN(254)), byte(rand.IntN(256)), byte(1+rand.IntN(254)))
+	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: ip})
 	if err != nil {
-		return 0, fmt.Errorf("find a port: %w", err)
+		return netip.AddrPort{}, fmt.Errorf("find a free address: %w", err)
 	}
 	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port, nil
+	return netip.ParseAddrPort(ln.Addr().String())
 }
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i+1) }

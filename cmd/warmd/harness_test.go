@@ -76,9 +76,11 @@ func playEngine(args []string) {
 func playEtcd(dir string) {
 	cfg := embed.NewConfig()
 	cfg.Dir, cfg.LogLevel, cfg.TickMs, cfg.ElectionMs = filepath.Join(dir, "data"), "error", 10, 100
-	listen := "http://127.0.0.1:0"
+	var listen string
 	if old, err := os.ReadFile(filepath.Join(dir, "url")); err == nil {
 		listen = string(old) // a restarted member keeps its address
+	} else if free, err := freeAddress(); err == nil {
+		listen = "http://" + free.String()
 	}
 	client, _ := url.Parse(listen)
 	peer, _ := url.Parse("http://127.0.0.1:0")

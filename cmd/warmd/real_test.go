@@ -72,6 +72,16 @@ func selfCmd(args ...string) *exec.Cmd {
 	return exec.Command(self, append([]string{"play-warmd"}, args...)...)
 }
 
+// address is one that a process listens on, and its successor after it.
+func address(t testing.TB) string {
+	t.Helper()
+	a, err := freeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.String()
+}
+
 // startHost runs etcd, a coordinator and an agent as three processes.
 func startHost(t testing.TB, root, models string, slots int, change ...func(*host)) *host {
 	t.Helper()
@@ -85,19 +95,11 @@ func startHost(t testing.TB, root, models string, slots int, change ...func(*hos
 		f(h)
 	}
 	h.startEtcd(t)
-	address := func() string {
-		port, err := freePort()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return fmt.Sprintf("127.0.0.1:%d", port)
-	}
-	gossip := address() // and the fleet address: a restarted agent keeps both
+	h.gossip = address(t) // and the fleet address: a restarted agent keeps both
 	h.agentArgs = []string{"play-warmd", "agent", "--name", "host1", "--data", dir + "/agent", "--run", dir + "/run", "--socket", dir + "/agent.sock",
-		"--listen", address(), "--gossip", gossip, "--runtimes", root, "--models", models, "--slots", fmt.Sprint(slots)}
+		"--listen", address(t), "--gossip", h.gossip, "--runtimes", root, "--models", models, "--slots", fmt.Sprint(slots)}
 	h.agentArgs = append(h.agentArgs, h.agentMore...)
 	h.startAgent(t)
-	h.gossip = gossip
 	h.startCoordinator(t)
 	t.Cleanup(func() { h.endEngines(t) })
 	return h

@@ -39,11 +39,7 @@ func newTLSHost(t *testing.T) *tlsHost {
 		return []string{"--tls-ca", c.CA, "--tls-cert", c.Cert, "--tls-key", c.Key}
 	}
 	x.host = execHost(t, 2, func(h *host) {
-		port, err := freePort()
-		if err != nil {
-			t.Fatal(err)
-		}
-		x.coordAt = fmt.Sprintf("127.0.0.1:%d", port)
+		x.coordAt = address(t)
 		h.agentMore = flags(x.agentOf)
 		h.coordMore = append(flags(x.coordinOf), "--listen", x.coordAt)
 	})

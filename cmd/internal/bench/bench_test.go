@@ -91,7 +91,7 @@ func TestArmsThatAreNotAlikeAreRefused(t *testing.T) {
 }
 
 func TestServerThatOpensItsPortLateIsWaitedFor(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", "127.0.0.2:0") // those who ask for a port of 127.0.0.1 do not get it meanwhile
 	require.NoError(t, err)
 	addr := l.Addr().String()
 	require.NoError(t, l.Close())

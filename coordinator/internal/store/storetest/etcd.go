@@ -30,7 +30,8 @@ type Etcd struct {
 // StartEtcd starts an etcd that ends with the test.
 func StartEtcd(t testing.TB) *Etcd { return start(t, nil) }
 
-// StartEtcdTLS starts one that listens on 127.0.0.1 and asks for certificates of a CA.
+// StartEtcdTLS starts one that listens on 127.0.0.2 and asks for certificates of a CA.
+// Not on 127.0.0.1: while it is stopped, whoever asks the kernel for a port there could get its.
 func StartEtcdTLS(t testing.TB, ca, cert, key string) *Etcd {
 	return start(t, &transport.TLSInfo{TrustedCAFile: ca, CertFile: cert, KeyFile: key, ClientCertAuth: true})
 }
@@ -62,7 +63,7 @@ func (s *Etcd) Up() {
 	peer, client := s.socket("peer"), s.socket("client")
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	if s.tls != nil {
-		cfg.ClientTLSInfo, client = *s.tls, url.URL{Scheme: "https", Host: "127.0.0.1:" + s.port}
+		cfg.ClientTLSInfo, client = *s.tls, url.URL{Scheme: "https", Host: "127.0.0.2:" + s.port}
 	}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
@@ -112,7 +113,7 @@ func (s *Etcd) LoseLeader() {
 // Endpoint is what a client dials.
 func (s *Etcd) Endpoint() string {
 	if s.tls != nil {
-		return "https://127.0.0.1:" + s.port
+		return "https://127.0.0.2:" + s.port
 	}
 	u := s.socket("client")
 	return u.String()
