@@ -256,12 +256,22 @@ func TestAnotherCoordinatorFinishesWhatADeadOneBegan(t *testing.T) {
 	assert.Equal(t, 1, again.Attempt)
 }
 
-// It would say so of every node: it has heard of none yet.
+// It could say so of every node: it has heard of none yet.
 func TestACoordinatorThatHasJustStartedDoesNotCallAPlacementGone(t *testing.T) {
 	r := newRig(t, 1)
 	p, err := r.client.Place(t.Context(), request("req-1"), "ready", nil)
 	require.NoError(t, err)
 	_, started, _ := startCoordinator(t, "c2", r.etcd, agenttest.NewNodes().Live())
+	for what, ask := range map[string]func() error{
+		"sleep": func() error { _, err := started.Sleep(t.Context(), p.ID, 0); return err },
+		"wake":  func() error { _, err := started.Wake(t.Context(), p.ID); return err },
+		"trace": func() error { _, err := started.Trace(t.Context(), p.ID); return err },
+		"logs":  func() error { _, err := started.Logs(t.Context(), p.ID, 1, false); return err },
+	} {
+		err := ask()
+		assert.Equal(t, placement.CodeUnavailable, code(err), what)
+		assert.ErrorContains(t, err, "does not hear n1, the node of placement "+p.ID, what)
+	}
 	_, err = started.Release(t.Context(), p.ID, 0)
 	assert.Equal(t, placement.CodeUnavailable, code(err))
 	assert.Contains(t, err.Error(), "is released, but node n1")

@@ -89,7 +89,7 @@ func (c *Coordinator) getTrace(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	cl, err := c.world.agentOf(rec.Node)
+	cl, err := c.world.holder(rec)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (c *Coordinator) getLogs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	cl, err := c.world.agentOf(rec.Node)
+	cl, err := c.world.holder(rec)
 	if err != nil {
 		return err
 	}

@@ -271,10 +271,9 @@ func (c *Coordinator) deletePlacement(w http.ResponseWriter, r *http.Request) er
 	// The caller may hang up: the slot must become free all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), grace+releaseTime)
 	defer cancel()
-	cl, err := c.world.agentOf(rec.Node)
+	cl, err := c.world.holder(rec)
 	if err == nil {
-		// Only the agent may say that there is no such placement. That we know no such
-		// node says nothing: a coordinator that has just started knows none.
+		// Only the agent may say that there is no such placement.
 		_, err = cl.Release(ctx, rec.ID, grace.Seconds())
 		if e := placement.AsError(err); e != nil && e.Code == placement.CodeNotFound {
 			err = nil

@@ -43,7 +43,7 @@ func (c *Coordinator) rest(w http.ResponseWriter, r *http.Request, grace time.Du
 	if rec.Node == "" || rec.State.Terminal() {
 		return placement.Errorf(placement.CodeConflict, "placement %s is %s", rec.ID, rec.State).WithHint("only what serves can sleep, and only what sleeps can be woken")
 	}
-	cl, err := c.world.agentOf(rec.Node)
+	cl, err := c.world.holder(rec)
 	if err != nil {
 		return err
 	}
