@@ -28,8 +28,9 @@ import (
 // Arm is one way to start a model.
 type Arm struct {
 	Name string
-	// Ready makes what the start is to find, before the clock runs. It may be nil.
-	Ready func(ctx context.Context) error
+	// Ready makes what the start is to find, before the clock runs. It may be nil. Unless
+	// there is a start, undo ends what it made.
+	Ready func(ctx context.Context) (undo func() error, err error)
 	Start func(ctx context.Context) (Started, error)
 }
 
@@ -104,19 +105,20 @@ func Run(ctx context.Context, arms []Arm, p Plan) ([]Sample, error) {
 // one is one start, from the state of the page cache to the end of the engine.
 func (p Plan) one(ctx context.Context, a Arm) (s Sample, err error) {
 	s.Arm = a.Name
+	undo := func() error { return nil }
 	if a.Ready != nil {
-		if err := a.Ready(ctx); err != nil {
+		if undo, err = a.Ready(ctx); err != nil {
 			return s, err
 		}
 	}
 	if s.Cached, err = p.Before(); err != nil {
-		return s, err
+		return s, errors.Join(err, undo())
 	}
 	s.Load1 = Load1()
 	sent := time.Now()
 	e, err := a.Start(ctx)
 	if err != nil {
-		return s, err
+		return s, errors.Join(err, undo())
 	}
 	defer func() { err = errors.Join(err, e.End()) }()
 	got, err := e.ask(ctx, p.Model)

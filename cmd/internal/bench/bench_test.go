@@ -142,7 +142,25 @@ func TestSleepingSaysWhatIsMissing(t *testing.T) {
 }
 
 func TestAnArmIsReadyBeforeItsClockRuns(t *testing.T) {
-	a := Arm{Name: "sleeping", Ready: func(context.Context) error { return errors.New("no slot") }}
+	a := Arm{Name: "sleeping", Ready: func(context.Context) (func() error, error) { return nil, errors.New("no slot") }}
 	_, err := Run(t.Context(), []Arm{a}, plan(1))
 	require.ErrorContains(t, err, "run arm sleeping: no slot")
+}
+
+func TestWhatWasMadeReadyEndsWhenThereIsNoStart(t *testing.T) {
+	for what, p := range map[string]Plan{
+		"no page cache": {Before: func() (Cached, error) { return Cached{}, errors.New("no page cache") }},
+		"no wake":       plan(1),
+	} {
+		ended := 0
+		a := Arm{
+			Name:  "sleeping",
+			Ready: func(context.Context) (func() error, error) { return func() error { ended++; return nil }, nil },
+			Start: func(context.Context) (Started, error) { return Started{}, errors.New("no wake") },
+		}
+		p.Runs = 1
+		_, err := Run(t.Context(), []Arm{a}, p)
+		require.ErrorContains(t, err, what)
+		require.Equal(t, 1, ended, what)
+	}
 }

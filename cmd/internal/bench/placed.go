@@ -139,10 +139,10 @@ func Asleep(c *coordapi.Client, name string, r placement.Request) Arm {
 	arm := Placed(c, name, r)
 	var before Started
 	var id string
-	arm.Ready = func(ctx context.Context) error {
+	arm.Ready = func(ctx context.Context) (func() error, error) {
 		p, err := place(ctx, c, r, "ready")
 		if err != nil {
-			return err
+			return nil, err
 		}
 		id, before = p.ID, underWay(ctx, c, p)
 		if _, err = before.ask(ctx, r.Name); err == nil {
@@ -151,13 +151,11 @@ func Asleep(c *coordapi.Client, name string, r placement.Request) Arm {
 		if err != nil {
 			err = errors.Join(err, before.End())
 		}
-		return err
+		return before.End, err
 	}
 	arm.Start = func(ctx context.Context) (Started, error) {
-		if _, err := c.Wake(ctx, id); err != nil {
-			return Started{}, errors.Join(err, before.End())
-		}
-		return before, nil
+		_, err := c.Wake(ctx, id)
+		return before, err
 	}
 	return arm
 }

@@ -195,7 +195,8 @@ func TestWhatAnInterruptedBenchPlacedIsReleased(t *testing.T) {
 			return err
 		},
 		"a model that was to sleep": func(ctx context.Context, f *fleet, c *coordapi.Client, _ *agentapi.Client) error {
-			return Asleep(c, "sleeping", placement.Request{Name: "a"}).Ready(ctx)
+			_, err := Run(ctx, []Arm{Asleep(c, "sleeping", placement.Request{Name: "a"})}, plan(1))
+			return err
 		},
 		"a swap": func(ctx context.Context, f *fleet, c *coordapi.Client, a *agentapi.Client) error {
 			_, err := script(c, a, 1).Run(ctx)
