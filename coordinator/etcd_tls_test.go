@@ -17,7 +17,7 @@ import (
 // coordinator with it, and nobody restarts the coordinator.
 func TestEtcdOverTLSAndAChangeOfItsCA(t *testing.T) {
 	certs := accesstest.New(t)
-	member, own := certs.Files("etcd", "m1", "127.0.0.2"), certs.Files("etcd", "c1")
+	member, own := certs.Files("etcd", "m1", storetest.Host), certs.Files("etcd", "c1")
 	etcd := storetest.StartEtcdTLS(t, member.CA, member.Cert, member.Key)
 	var cfg Config
 	c, client, _ := startCoordinator(t, "c1", etcd, newRig(t, 1).nodes, func(c *Config, _ *Options) {
@@ -32,7 +32,7 @@ func TestEtcdOverTLSAndAChangeOfItsCA(t *testing.T) {
 	require.NoError(t, err)
 	certs.Trust(certs.CA, old)
 	certs.Files("etcd", "c1")
-	certs.Files("etcd", "m1", "127.0.0.2")
+	certs.Files("etcd", "m1", storetest.Host)
 	certs.Trust(certs.CA)
 	etcd.Stop()
 	etcd.Up()

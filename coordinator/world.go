@@ -99,29 +99,34 @@ func (w *world) agent(node, addr string) (*agentapi.Client, error) {
 	return c, nil
 }
 
-// holder is the client of the node that a placement is on. It is bound to be there: when
-// we know no such node, then we have just started and are in no fleet yet, or it is away.
+// holder is the client of the node that a placement is on: every record names one. When we
+// know no such node, then we have just started and are in no fleet yet, or it is away.
 func (w *world) holder(rec store.Record) (*agentapi.Client, error) {
-	if rec.Node == "" {
-		return nil, placement.Errorf(placement.CodeConflict, "placement %s is %s, and no node has it", rec.ID, rec.State).
-			WithHint("warmctl describe %s says why", rec.ID)
-	}
-	cl, err := w.agentOf(rec.Node)
-	if e := placement.AsError(err); e != nil && e.Code == placement.CodeNotFound {
+	addr, heard := w.addr(rec.Node)
+	if !heard {
 		return nil, placement.Errorf(placement.CodeUnavailable, "this coordinator does not hear %s, the node of placement %s", rec.Node, rec.ID).
 			WithHint("one that has just started hears it within seconds; then: warmctl nodes, and systemctl status warmd-agent on %s", rec.Node)
 	}
-	return cl, err
+	return w.agent(rec.Node, addr)
 }
 
-// agentOf is the client of a node by its name alone.
+// agentOf is the client of a node that somebody named.
 func (w *world) agentOf(node string) (*agentapi.Client, error) {
+	addr, heard := w.addr(node)
+	if !heard {
+		return nil, placement.Errorf(placement.CodeNotFound, "no node is named %q", node).WithHint("warmctl nodes lists the names")
+	}
+	return w.agent(node, addr)
+}
+
+// addr is where a node's agent listens, if this coordinator hears the node.
+func (w *world) addr(node string) (addr string, heard bool) {
 	for _, n := range w.Fleet().Nodes {
 		if n.Node == node {
-			return w.agent(node, n.Addr)
+			return n.Addr, true
 		}
 	}
-	return nil, placement.Errorf(placement.CodeNotFound, "no node is named %q", node).WithHint("warmctl nodes lists the names")
+	return "", false
 }
 
 func (w *world) close() {

@@ -30,8 +30,11 @@ type Etcd struct {
 // StartEtcd starts an etcd that ends with the test.
 func StartEtcd(t testing.TB) *Etcd { return start(t, nil) }
 
-// StartEtcdTLS starts one that listens on 127.0.0.2 and asks for certificates of a CA.
-// Not on 127.0.0.1: while it is stopped, whoever asks the kernel for a port there could get its.
+// Host is the address of an etcd with TLS. It is not 127.0.0.1: while the etcd is stopped,
+// whoever asks the kernel for a port there could get its.
+const Host = "127.0.0.2"
+
+// StartEtcdTLS starts one that listens on [Host] and asks for certificates of a CA.
 func StartEtcdTLS(t testing.TB, ca, cert, key string) *Etcd {
 	return start(t, &transport.TLSInfo{TrustedCAFile: ca, CertFile: cert, KeyFile: key, ClientCertAuth: true})
 }
@@ -60,10 +63,10 @@ func (s *Etcd) Up() {
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	cfg.UnsafeNoFsync = false
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-	peer, client := s.socket("peer"), s.socket("client")
+	peer, client := s.socket("peer"), s.client()
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	if s.tls != nil {
-		cfg.ClientTLSInfo, client = *s.tls, url.URL{Scheme: "https", Host: "127.0.0.2:" + s.port}
+		cfg.ClientTLSInfo = *s.tls
 	}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
@@ -112,10 +115,7 @@ func (s *Etcd) LoseLeader() {
 
 // Endpoint is what a client dials.
 func (s *Etcd) Endpoint() string {
-	if s.tls != nil {
-		return "https://127.0.0.2:" + s.port
-	}
-	u := s.socket("client")
+	u := s.client()
 	return u.String()
 }
 
@@ -128,6 +128,13 @@ func (s *Etcd) Client() *clientv3.Client {
 	}
 	s.t.Cleanup(func() { _ = cl.Close() })
 	return cl
+}
+
+func (s *Etcd) client() url.URL {
+	if s.tls != nil {
+		return url.URL{Scheme: "https", Host: net.JoinHostPort(Host, s.port)}
+	}
+	return s.socket("client")
 }
 
 func (s *Etcd) socket(name string) url.URL {
