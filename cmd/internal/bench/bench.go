@@ -28,9 +28,9 @@ import (
 // Arm is one way to start a model.
 type Arm struct {
 	Name string
-	// Ready makes what the start is to find, before the clock runs. It may be nil. Unless
-	// there is a start, undo ends what it made.
-	Ready func(ctx context.Context) (undo func() error, err error)
+	// Ready makes what the start is to find, before the clock runs. It may be nil. What it
+	// made, end ends: called also after an error, unless there is a start, whose End does it.
+	Ready func(ctx context.Context) (end func() error, err error)
 	Start func(ctx context.Context) (Started, error)
 }
 
@@ -105,22 +105,27 @@ func Run(ctx context.Context, arms []Arm, p Plan) ([]Sample, error) {
 // one is one start, from the state of the page cache to the end of the engine.
 func (p Plan) one(ctx context.Context, a Arm) (s Sample, err error) {
 	s.Arm = a.Name
-	undo := func() error { return nil }
+	var end func() error
+	defer func() {
+		if end != nil {
+			err = errors.Join(err, end())
+		}
+	}()
 	if a.Ready != nil {
-		if undo, err = a.Ready(ctx); err != nil {
+		if end, err = a.Ready(ctx); err != nil {
 			return s, err
 		}
 	}
 	if s.Cached, err = p.Before(); err != nil {
-		return s, errors.Join(err, undo())
+		return s, err
 	}
 	s.Load1 = Load1()
 	sent := time.Now()
 	e, err := a.Start(ctx)
 	if err != nil {
-		return s, errors.Join(err, undo())
+		return s, err
 	}
-	defer func() { err = errors.Join(err, e.End()) }()
+	end = e.End
 	got, err := e.ask(ctx, p.Model)
 	if err != nil {
 		return s, err

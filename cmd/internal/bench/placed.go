@@ -148,9 +148,6 @@ func Asleep(c *coordapi.Client, name string, r placement.Request) Arm {
 		if _, err = before.ask(ctx, r.Name); err == nil {
 			_, err = c.Sleep(ctx, id, 0)
 		}
-		if err != nil {
-			err = errors.Join(err, before.End())
-		}
 		return before.End, err
 	}
 	arm.Start = func(ctx context.Context) (Started, error) {
