@@ -76,13 +76,16 @@ func playEngine(args []string) {
 func playEtcd(dir string) {
 	cfg := embed.NewConfig()
 	cfg.Dir, cfg.LogLevel, cfg.TickMs, cfg.ElectionMs = filepath.Join(dir, "data"), "error", 10, 100
-	var listen string
-	if old, err := os.ReadFile(filepath.Join(dir, "url")); err == nil {
-		listen = string(old) // a restarted member keeps its address
-	} else if free, err := freeAddress(); err == nil {
-		listen = "http://" + free.String()
+	listen, err := os.ReadFile(filepath.Join(dir, "url")) // a restarted member keeps its address
+	if err != nil {
+		free, err := freeAddress()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "start etcd:", err)
+			os.Exit(1)
+		}
+		listen = []byte("http://" + free.String())
 	}
-	client, _ := url.Parse(listen)
+	client, _ := url.Parse(string(listen))
 	peer, _ := url.Parse("http://127.0.0.1:0")
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
